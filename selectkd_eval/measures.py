@@ -1,0 +1,310 @@
+"""From a record's rows to its number: one function per verb, used by the terminal, the tables and the figures alike.
+
+Every number of the paper is a ratio of sums over prompts: pass@1 (correct / answers), win rate (wins / decided
+comparisons), TAR (accepted / tokens, Eq. 13), speed-up (seconds / seconds), acceptance (accepted / tested). The
+functions here bring rows into that form, `Terms`: a numerator and a denominator per prompt. Pooling training
+seeds adds terms prompt by prompt, comparing two methods pairs them prompt by prompt, and `stats` turns either into
+an interval that resamples prompts.
+
+It reads no files, knows no model and draws nothing. Rows with an `error` are never counted as wrong answers; the
+caller prints how many there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from selectkd_eval import stats
+from selectkd_eval.errors import InputError, choose
+from selectkd_eval.stats import Estimate, Floats
+
+Row = Mapping[str, Any]
+
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0, "no data")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Numerator and denominator per prompt, (N,) each, with the prompts' ids in sorted order.
+
+    `proportion` says that the ratio is a share of successes, so that an interval at 0 or 1 is Wilson's.
+    """
+
+    prompts: tuple[str, ...]
+    num: Floats
+    den: Floats
+    proportion: bool = False
+
+    @property
+    def value(self) -> float:
+        """sum(num) / sum(den), NaN when there is nothing to divide by."""
+        total = float(self.den.sum())
+        return float(self.num.sum()) / total if total else float("nan")
+
+    def estimate(self, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
+        """The ratio with its 95 % interval over prompts."""
+        if not len(self.den) or not self.den.sum():
+            return NOTHING
+        return stats.ratio(self.num, self.den, resamples=resamples, seed=seed, proportion=self.proportion)
+
+
+def terms(parts: Iterable[tuple[str, float, float]], proportion: bool = False) -> Terms:
+    """Add up (prompt, num, den) by prompt."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for prompt, num, den in parts:
+        sums[prompt][0] += num
+        sums[prompt][1] += den
+    prompts = tuple(sorted(sums))
+    table = np.array([sums[prompt] for prompt in prompts], dtype=np.float64).reshape(-1, 2)
+    return Terms(prompts, table[:, 0], table[:, 1], proportion)
+
+
+def pool(parts: Sequence[Terms]) -> Terms:
+    """Several runs of one method (training seeds): their sums, prompt by prompt, so that a prompt stays one unit."""
+    return terms(
+        ((p, n, d) for part in parts for p, n, d in zip(part.prompts, part.num, part.den, strict=True)),
+        all(part.proportion for part in parts),
+    )
+
+
+def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> tuple[Estimate, float]:
+    """a minus b, paired by prompt, with a two-sided p-value; an InputError when the prompts are not the same."""
+    _same_prompts(a, b)
+    if not len(a.prompts) or not a.den.sum() or not b.den.sum():
+        return NOTHING, float("nan")
+    return stats.paired_delta(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
+
+
+def quotient(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
+    """a divided by b, paired by prompt: how much faster one draft is than another."""
+    _same_prompts(a, b)
+    return stats.ratio_of_ratios(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
+
+
+def _same_prompts(a: Terms, b: Terms) -> None:
+    if a.prompts == b.prompts:
+        return
+    only_a, only_b = len(set(a.prompts) - set(b.prompts)), len(set(b.prompts) - set(a.prompts))
+    raise InputError(
+        f"the two methods were not measured on the same prompts ({only_a} only in the first, {only_b} only in the "
+        f"second, {len(set(a.prompts) & set(b.prompts))} in both), so they cannot be paired: measure both on one set"
+    )
+
+
+def good(rows: Iterable[Row]) -> list[Row]:
+    """Rows that measured something."""
+    return [row for row in rows if "error" not in row]
+
+
+# ---- pass@1 ---------------------------------------------------------------------------------------------------
+
+
+def pass_at_1(rows: Iterable[Row], task: str | None = None) -> Terms:
+    """Share of correct answers per problem (seeds and samples of one problem together), over one task or all."""
+    return terms(
+        (
+            (f"{row['task']}/{row['problem']}", float(row["correct"]), 1.0)
+            for row in good(rows)
+            if task is None or row["task"] == task
+        ),
+        proportion=True,
+    )
+
+
+# ---- win rate -------------------------------------------------------------------------------------------------
+
+TIES: dict[str, tuple[float, float]] = {
+    "exclude": (0.0, 0.0),  # W / (W + L), the paper's and DistiLLM-2's per-file arithmetic
+    "half": (0.5, 1.0),  # (W + T/2) / n, AlpacaEval's
+    "loss": (0.0, 1.0),  # W / n
+}
+VERDICTS = ("candidate", "baseline", "tie", "unreadable", "failed")
+
+
+def win_rate_terms(rows: Iterable[Row], ties: str = "exclude", agree: bool = False) -> Terms:
+    """Wins and decided comparisons per prompt.
+
+    `ties` is a rule of TIES. With `agree` (MT-bench), the two orders of one comparison count once: the common
+    verdict, or a tie when they differ. A row with a `preference` in [0, 1] (a judge that gave a probability) counts
+    as that share of a win. Unreadable and failed comparisons are in neither sum: see `verdict_counts`.
+    """
+    won, counted = choose(ties, TIES, "tie rule")
+    parts = []
+    for row in _agreed(good(rows)) if agree else good(rows):
+        if row.get("preference") is not None:
+            parts.append((str(row["prompt"]), float(row["preference"]), 1.0))
+        elif row["verdict"] in ("candidate", "baseline"):
+            parts.append((str(row["prompt"]), float(row["verdict"] == "candidate"), 1.0))
+        elif row["verdict"] == "tie":
+            parts.append((str(row["prompt"]), won, counted))
+    return terms(parts, proportion=True)
+
+
+def _agreed(rows: Sequence[Row]) -> list[Row]:
+    """One row per (prompt, seed): the verdict both orders share, a tie when they do not, unreadable if any is."""
+    together: dict[tuple[str, Any], list[Row]] = defaultdict(list)
+    for row in rows:
+        together[str(row["prompt"]), row.get("seed")].append(row)
+    merged = []
+    for (prompt, _), pair in together.items():
+        verdicts = {row["verdict"] for row in pair}
+        if verdicts & {"unreadable", "failed"}:
+            verdict = "unreadable"
+        else:
+            verdict = verdicts.pop() if len(verdicts) == 1 else "tie"
+        merged.append({"prompt": prompt, "verdict": verdict})
+    return merged
+
+
+def win_rate(record: Any) -> Terms:
+    """The win-rate terms of a record under its own protocol's tie rule."""
+    protocol = record.facts.get("protocol") or {}
+    return win_rate_terms(record.rows, protocol.get("ties", "exclude"), protocol.get("order") == "both-agree")
+
+
+def verdict_counts(rows: Iterable[Row]) -> dict[str, int]:
+    """How many comparisons ended in each word; a row with an `error` has failed."""
+    counts = Counter("failed" if "error" in row else str(row["verdict"]) for row in rows)
+    return {word: counts[word] for word in VERDICTS}
+
+
+def win_rate_bounds(record: Any) -> tuple[float, float]:
+    """The win rate if every unreadable or failed comparison had been lost, and if all had been won."""
+    base, counts = win_rate(record), verdict_counts(record.rows)
+    lost = counts["unreadable"] + counts["failed"]
+    total = float(base.den.sum()) + lost
+    if not total:
+        return float("nan"), float("nan")
+    return float(base.num.sum()) / total, (float(base.num.sum()) + lost) / total
+
+
+# ---- token acceptance -----------------------------------------------------------------------------------------
+
+
+def tar(rows: Iterable[Row], student: int, what: str = "greedy", macro: bool = True) -> Terms:
+    """Mean of a per-token quantity on the held-out set, for one student of a `tar` record.
+
+    `what` is the name of a per-prompt sum: greedy, greedy1, spec, alpha, fkl, nll, hellinger, teacher_entropy.
+    macro: mean over sequences of per-sequence means (Eq. 13); otherwise pooled over tokens.
+    """
+    parts = []
+    for row in good(rows):
+        if row["student"] == student and row["n_tokens"]:
+            n = float(row["n_tokens"])
+            parts.append(
+                (str(row["prompt"]), row[what] / n, 1.0) if macro else (str(row["prompt"]), row[what], n)
+            )
+    return terms(parts)
+
+
+# ---- speculative decoding -------------------------------------------------------------------------------------
+
+
+def speedup(rows: Iterable[Row], arm: str, clock: str = "wall_s", base: str = "ar") -> Terms:
+    """Seconds of plain decoding over seconds of `arm`, per prompt the median of the repetitions.
+
+    `clock`: wall_s (end to end), decode_wall_s (without the prompt's prefill), cpu_s.
+    """
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in good(rows):
+        if row.get("arm") in (arm, base):
+            times[row["arm"]][str(row["prompt"])].append(float(row[clock]))
+    both = times[arm].keys() & times[base].keys()
+    return terms((prompt, median(times[base][prompt]), median(times[arm][prompt])) for prompt in both)
+
+
+# name: numerator, denominator, how it is called
+ACCEPTANCE: dict[str, tuple[str, str, str]] = {
+    "alpha": ("accepted", "tested", "accepted / tested"),
+    "block": ("accepted", "drafted", "accepted / drafted"),
+    "tokens": ("tokens", "steps", "tokens per target call"),
+    "overlap": ("alpha_sum", "tested", "mean sum min(p, q)"),
+}
+
+
+def acceptance(rows: Iterable[Row], arm: str, what: str = "alpha") -> Terms:
+    """Acceptance of the drafted tokens under a named definition of ACCEPTANCE.
+
+    alpha is conditional (a position counts only when it was tested); block is what serving engines call the
+    acceptance rate and falls with the draft length.
+    """
+    num, den, _ = choose(what, ACCEPTANCE, "acceptance")
+    chosen = [row for row in good(rows) if row.get("arm") == arm and row.get(num) is not None]
+    return terms(
+        ((str(row["prompt"]), float(row[num]), float(row[den])) for row in chosen),
+        proportion=what in ("alpha", "block"),
+    )
+
+
+def lossless_counts(rows: Iterable[Row]) -> dict[str, int]:
+    """Outcomes of the losslessness gate: identical text, a numerical tie, a violation."""
+    counts = Counter(str(row["outcome"]) for row in good(rows) if "outcome" in row)
+    return {word: counts[word] for word in ("identical", "tie", "violation")}
+
+
+def speedup_arms(rows: Iterable[Row]) -> list[str]:
+    """The speculative arms of a record (gamma3, gamma5 ...), by draft length."""
+    lengths = {str(row["arm"]): int(row["gamma"]) for row in good(rows) if row.get("gamma")}
+    return sorted(lengths, key=lambda arm: lengths[arm])
+
+
+# ---- landscapes -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Token-mean loss on one plane: axes `a` (G,), `b` (G,), `loss` (G, G) with NaN where no point was measured."""
+
+    a: Floats
+    b: Floats
+    loss: Floats
+
+    @property
+    def centre(self) -> float:
+        """The loss of the model itself."""
+        middle = (int(np.abs(self.a).argmin()), int(np.abs(self.b).argmin()))
+        return float(self.loss[middle])
+
+    def profile(self) -> tuple[Floats, Floats]:
+        """Mean rise over the centre at each distance from it, out to the plane's edge: (radii, rises)."""
+        distance = np.hypot(self.a[:, None], self.b[None, :]).round(9)
+        inside = (distance <= np.abs(self.a).max() + 1e-9) & np.isfinite(self.loss)
+        radii = np.unique(distance[inside])
+        rise = [float((self.loss - self.centre)[inside & (distance == r)].mean()) for r in radii]
+        return radii, np.array(rise)
+
+
+def surface(rows: Iterable[Row], student: int, seed: int) -> Surface:
+    """The loss surface of one student along one pair of directions."""
+    points = [row for row in good(rows) if row["student"] == student and row["seed"] == seed]
+    if not points:
+        raise InputError(
+            f"no landscape point of student {student} under direction seed {seed}: measure it first"
+        )
+    a = np.array(sorted({float(row["a"]) for row in points}))
+    b = np.array(sorted({float(row["b"]) for row in points}))
+    loss = np.full((len(a), len(b)), np.nan)
+    for row in points:
+        at = np.searchsorted(a, float(row["a"])), np.searchsorted(b, float(row["b"]))
+        loss[at] = row["loss_sum"] / row["n_tokens"]
+    return Surface(a, b, loss)
+
+
+# ---- training -------------------------------------------------------------------------------------------------
+
+
+def curve(rows: Iterable[Row], event: str, what: str) -> tuple[Floats, Floats]:
+    """(steps, values) of one quantity of a train record; `event` is step or validation. Missing values are left out."""
+    points = sorted(
+        (float(row["step"]), float(row[what]))
+        for row in good(rows)
+        if row.get("event") == event and row.get(what) is not None
+    )
+    table = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
