@@ -1,9 +1,9 @@
-"""How were the embedded models made?  By this file, from the two synthetic families, with the seeds written here.
-
-Four small Llama models share one tokenizer: the *teacher*; the *student*, fine-tuned on a limited number of labelled
-examples and therefore clearly weaker; the one-layer *draft* for speculative decoding; the *judge*, which has seen stories
-only, from another stream, so it neither taught nor was taught by any other. The paper's pairs are pretrained models of
-billions of parameters; these exist so that every verb has really trained models to work on without a network.
+"""How were the embedded models made?  By this file, from two synthetic families, with the seeds written here.
+Four small Llama models share one tokenizer: the *teacher*; the *student*, fine-tuned on a limited number of
+labelled examples and therefore clearly weaker; the one-layer *draft* for speculative decoding; the *judge*,
+which has seen stories only, from another stream, so it neither taught nor was taught by any other. The
+paper's pairs are pretrained models of billions of parameters; these exist so that every verb has really
+trained models to work on without a network.
 
 Distillation is not here (`train`); this is plain supervised training on gold answers, prompt tokens excluded.
 """
@@ -31,6 +31,11 @@ CONTEXT = 2048
 
 IGNORED = -100
 
+Encoded = tuple[list[int], int]
+"""Token ids of prompt, answer and end of text; number of prompt tokens."""
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Ids and labels, each (B, T), right-padded; labels are IGNORED where there is no loss."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,9 +58,9 @@ class Settings:
 
 
 MODELS = {
-    "teacher": Settings(96, 6, 256, data="teacher", gsm=24000, stories=10000, steps=1050, seed=11),
+    "teacher": Settings(96, 6, 256, data="teacher", gsm=24000, stories=10000, steps=1200, seed=11),
     "student": Settings(64, 2, 160, data="labelled", gsm=1500, stories=500, steps=350, seed=12),
-    "draft": Settings(64, 1, 160, data="teacher", gsm=24000, stories=10000, steps=800, seed=13),
+    "draft": Settings(64, 1, 160, data="teacher", gsm=24000, stories=10000, steps=1200, seed=13),
     "judge": Settings(64, 2, 160, data="judge", gsm=0, stories=12000, steps=375, seed=14),
 }
 
@@ -147,16 +152,16 @@ def new_model(settings: Settings, vocabulary: int, seed: int, tokenizer: Any) ->
     return LlamaForCausalLM(config)
 
 
-def encode(rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], int]]:
-    """Token ids of prompt, answer and end of text, with the number of prompt tokens."""
+def encode(rows: list[dict[str, Any]], tokenizer: Any) -> list[Encoded]:
+    """Prompts and answers as tokens; the answer follows after a space and the end of text is part of it."""
     prompts = tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
     answers = tokenizer([" " + row["answer"] for row in rows], add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
     return [(p + a + end, len(p)) for p, a in zip(prompts, answers, strict=True)]
 
 
-def batches(sequences: list[tuple[list[int], int]], size: int, seed: int, pad: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Endless right-padded (ids, labels), each (B, T), of similar lengths; every epoch in another order."""
+def batches(sequences: list[Encoded], size: int, seed: int, pad: int) -> Iterator[Batch]:
+    """Endless batches of similar lengths; every epoch in another order."""
     generator = torch.Generator().manual_seed(seed)
     pool = size * 16
     while True:
@@ -176,11 +181,11 @@ def batches(sequences: list[tuple[list[int], int]], size: int, seed: int, pad: i
 
 
 def train(
-    model: LlamaForCausalLM, sequences: list[tuple[list[int], int]], settings: Settings, seed: int, label: str
+    model: LlamaForCausalLM, sequences: list[Encoded], settings: Settings, seed: int, label: str
 ) -> None:
-    """Cross-entropy on answer tokens: Muon for matrices, AdamW for embeddings and norms, linear warm-up and decay.
+    """Cross-entropy on answer tokens; Muon for matrices, AdamW for the rest, linear warm-up and decay.
 
-    No attention mask is needed: padding is on the right, attention is causal and padded positions carry no loss.
+    No attention mask is needed: padding is on the right, attention is causal, padding carries no loss.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -198,7 +203,9 @@ def train(
     for _ in (progress := tqdm(range(settings.steps), desc=label, mininterval=1.0)):
         ids, labels = next(stream)
         wanted = labels[:, 1:] != IGNORED
-        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[wanted]  # logits only where there is a loss
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[
+            wanted
+        ]  # logits only where there is a loss
         loss = cross_entropy(model.lm_head(hidden), labels[:, 1:][wanted])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -212,7 +219,7 @@ def train(
 
 @torch.no_grad()
 def measure(model: LlamaForCausalLM, tokenizer: Any, gsm: bool, label: str) -> dict[str, Any]:
-    """Held-out figures: greedy pass@1 on mini-GSM (with n), and cross-entropy in nats per answer token of both families."""
+    """Held-out figures: greedy pass@1 on mini-GSM with n, and nats per answer token of the families known."""
     model.eval()
     found: dict[str, Any] = {}
     families = ["mini-gsm", "mini-stories"] if gsm else ["mini-stories"]
@@ -227,20 +234,23 @@ def measure(model: LlamaForCausalLM, tokenizer: Any, gsm: bool, label: str) -> d
     if gsm:
         rows = corpus.examples("mini-gsm:test")
         texts = greedy(model, tokenizer, [row["prompt"] for row in rows], label=label)
-        right = sum(text.split("####")[-1].strip() == str(row["meta"]["result"]) for text, row in zip(texts, rows, strict=True))
+        gold = [str(row["meta"]["result"]) for row in rows]
+        right = sum(text.split("####")[-1].strip() == g for text, g in zip(texts, gold, strict=True))
         found |= {"mini-gsm:test pass@1": right / len(rows), "n": len(rows)}
     return found
 
 
-def _once(sequences: list[tuple[list[int], int]], pad: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _once(sequences: list[Encoded], pad: int) -> Iterator[Batch]:
     ordered = sorted(sequences, key=lambda pair: len(pair[0]))
     size = math.gcd(len(ordered), 50)
     for start in range(0, len(ordered), size):
-        yield next(batches(ordered[start : start + size], size, 0, pad))  # type: ignore[misc]
+        yield next(batches(ordered[start : start + size], size, 0, pad))
 
 
 @torch.no_grad()
-def greedy(model: LlamaForCausalLM, tokenizer: Any, prompts: list[str], label: str, new_tokens: int = 64) -> list[str]:
+def greedy(
+    model: LlamaForCausalLM, tokenizer: Any, prompts: list[str], label: str, new_tokens: int = 64
+) -> list[str]:
     """Greedy completions; prompts of equal token length are decoded together, so no padding is involved."""
     groups: dict[int, list[int]] = {}
     encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]

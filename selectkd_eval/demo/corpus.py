@@ -1,11 +1,11 @@
 """Which fixed sets and which tokens does the embedded pair use?
+Two synthetic families (`mini_gsm`, `mini_stories`) become named sets: `labelled` (what a student may learn
+from directly), `train` (prompts for a teacher to answer), `validation` and `test` (held out by content),
+and the large corpus on which teacher, draft and judge are trained. One tokenizer serves all of them: a
+token for every word of the two families and every number up to 60, and the 256 bytes for everything else,
+so any text can be encoded and comes back unchanged.
 
-Two synthetic families (``mini_gsm``, ``mini_stories``) become named sets: ``labelled`` (what a student may learn from directly),
-``train`` (prompts for a teacher to answer), ``validation`` and ``test`` (held out by content), and the large corpus on which teacher,
-draft and judge are trained.  One tokenizer serves all of them: a token for every word of the two families and every number up to 60,
-and the 256 bytes for everything else, so any text can be encoded and comes back unchanged.
-
-Not here: models (``build``), or prompt files from outside (``selectkd_eval.prompts``).
+Not here: models (`build`), or prompt files from outside (`selectkd_eval.prompts`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selectkd_eval.demo import mini_gsm, mini_stories
 from selectkd_eval.errors import choose
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Where the shipped models lie: ``teacher``, ``student``, ``draft``, ``judge``."""
+"""Where the shipped models lie: `teacher`, `student`, `draft`, `judge`."""
 
 END, PAD = "<|end|>", "<|pad|>"
 """End of text (also the beginning-of-text token, which the tokenizer never adds by itself) and padding."""
@@ -40,7 +40,7 @@ def _example(source: str, name: str, prompt: str, answer: str, meta: dict[str, A
 
 
 def gsm_example(problem: mini_gsm.Problem, name: str) -> dict[str, Any]:
-    """A problem as prompt and answer; ``meta`` has question, steps, chain, key (the computation) and result."""
+    """A problem as prompt and answer; `meta` has question, steps, chain, key (the computation) and result."""
     computation = problem.computation
     meta = {
         "question": problem.question,
@@ -52,7 +52,7 @@ def gsm_example(problem: mini_gsm.Problem, name: str) -> dict[str, Any]:
 
 
 def story_example(story: mini_stories.Story, name: str) -> dict[str, Any]:
-    """A story as prompt and answer; ``meta`` has question (the instruction) and key (its content)."""
+    """A story as prompt and answer; `meta` has question (the instruction) and key (its content)."""
     meta = {"question": story.instruction, "key": story.content.key}
     return _example("mini-stories", name, f"Instruction: {story.instruction}\nStory:", story.answer, meta)
 
@@ -72,11 +72,12 @@ def examples(set_name: str) -> list[dict[str, Any]]:
     """The examples of a named set, always the same ones in the same order.
 
     Args:
-        set_name: ``mini-gsm:test``, ``mini-stories:labelled`` ...: a family, a colon and one of labelled, train, validation, test.
+        set_name: `mini-gsm:test`, `mini-stories:labelled` ...: a family, a colon and one of labelled, train,
+            validation, test.
 
     Returns:
-        Dictionaries with ``id`` (hash of the prompt), ``prompt``, ``answer`` (no leading space), ``source`` and ``meta``.
-        ``train`` sets carry their gold answers too; a label-limited experiment does not look at them.
+        Dictionaries with `id` (hash of the prompt), `prompt`, `answer` (no leading space), `source`, `meta`.
+        `train` sets carry their gold answers too; a label-limited experiment does not look at them.
 
     Raises:
         InputError: there is no such set.
@@ -99,7 +100,7 @@ def training_corpus(gsm: int, stories: int, seed: str) -> list[dict[str, Any]]:
 
 
 def write_task_file(set_name: str, path: Path) -> Path:
-    """Writes a set as GSM8K writes its test file: one JSON object with ``question`` and ``answer`` per line."""
+    """Writes a set as GSM8K writes its test file: one JSON object with `question` and `answer` per line."""
     rows = [{"question": row["meta"]["question"], "answer": row["answer"]} for row in examples(set_name)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -131,9 +132,10 @@ def _words() -> list[str]:
 
 
 def build_tokenizer() -> Any:
-    """The tokenizer of the embedded models, as a ``tokenizers.Tokenizer``.
+    """The tokenizer of the embedded models, as a `tokenizers.Tokenizer`.
 
-    A byte-level BPE without merges: a piece of text that is a vocabulary entry is one token, any other piece is its bytes.
+    A byte-level BPE without merges: a piece that is a vocabulary entry is one token, any other piece is
+    its bytes.
     Digits are cut apart from spaces and signs, so 0 to 60 are one token wherever they stand.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers

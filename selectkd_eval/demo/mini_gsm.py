@@ -1,4 +1,4 @@
-"""Where do arithmetic word problems come from when there is no network?  mini-GSM, a templated family in GSM8K's format.
+"""Where do arithmetic word problems come from when there is no network?  mini-GSM, in GSM8K's own format.
 
 One problem is a chain of one to three operations on a count of things::
 
@@ -6,13 +6,15 @@ One problem is a chain of one to three operations on a count of things::
     Answer: Now she has <<12+5=17>>17 shells.
     #### 17
 
-It stands in for GSM8K (the reasoning column of the paper's tables) on a machine without data or an accelerator.  Every answer line has
-several phrasings, so that a correct answer is a distribution and not a string.  All numbers are whole and at most 60.
+It stands in for GSM8K (the reasoning column of the paper's tables) on a machine without data or an
+accelerator. Every answer line has several phrasings, so that a correct answer is a distribution and not a
+string. All numbers are whole and at most 60.
 
-A problem's *computation* is its operation chain with its operands.  The hash of the computation decides the split, so names,
-things and wording may recur between training and test, but no held-out computation is ever trained on.
+A problem's *computation* is its operation chain with its operands. The hash of the computation decides the
+split, so names, things and wording may recur between training and test, but no held-out computation is ever
+trained on.
 
-Not here: tokens, sets of fixed size (``corpus``), or grading (``passk`` grades as GSM8K is graded).
+Not here: tokens, sets of fixed size (`corpus`), or grading (`passk` grades as GSM8K is graded).
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ _FACTOR = {"double": 2, "triple": 3}
 class Computation:
     """An operation chain and its operands: what must not be shared between splits.
 
-    ``chain`` names the operations in order; ``operands`` are the numbers that the question states, in order.
+    `chain` names the operations in order; `operands` are the numbers that the question states, in order.
     """
 
     chain: tuple[str, ...]
@@ -86,11 +88,11 @@ class Computation:
 
     @property
     def key(self) -> str:
-        """The computation as text, e.g. ``add,double|12,5``."""
+        """The computation as text, e.g. `add,double|12,5`."""
         return ",".join(self.chain) + "|" + ",".join(map(str, self.operands))
 
     def split(self) -> str:
-        """``train``, ``validation`` or ``test``: 86 : 4 : 10 by hash of the key, the same on every machine."""
+        """`train`, `validation` or `test`: 86 : 4 : 10 by hash of the key, the same on every machine."""
         bucket = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big") % 100
         return "test" if bucket < 10 else "validation" if bucket < 14 else "train"
 
@@ -170,10 +172,10 @@ def _write(computation: Computation, rng: Random) -> Problem:
 
 
 def problems(split: str, seed: str) -> Iterator[Problem]:
-    """An endless stream of problems of one split, a pure function of ``(split, seed)``; questions do not repeat.
+    """An endless stream of problems of one split, a pure function of the arguments; no question repeats.
 
     Args:
-        split: ``train``, ``validation`` or ``test``.
+        split: `train`, `validation` or `test`.
         seed: any text; different seeds give different streams over the same split.
     """
     rng = Random(f"mini-gsm/{split}/{seed}")

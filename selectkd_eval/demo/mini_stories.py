@@ -1,16 +1,17 @@
-"""Where do open-ended instructions come from when there is no network?  mini-stories, a small probabilistic grammar.
+"""Where do open-ended instructions come from when there is no network?  mini-stories, a small grammar.
 
 One item is an instruction with one of its very many good answers::
 
     Instruction: Write about a dog who lost a red ball.
-    Story: One day a small dog went to the park with a frog. She lost her red ball near the gate. ...
+    Story: One day a small dog ran quickly to the busy park. She lost her red ball near the tall gate. ...
 
-It stands in for the instruction-following half of the paper (evol-instruct, judged win rates).  On arithmetic a teacher is nearly
-certain of every token and token acceptance starts near 1; here most words are real choices (over 1 nat per token), while who the
-story is about, what happened to which thing, the mood and the pronoun must be carried from the instruction to the end.
+It stands in for the instruction-following half of the paper (evol-instruct, judged win rates). On
+arithmetic a teacher is nearly certain of every token and token acceptance starts near 1; here many words
+are real choices (over 1 nat per token on average), while who the story is about, what happened to which
+thing, the mood and the pronoun must be carried from the instruction to the end.
 
-The split is by the hash of the instruction's content (character, event, adjective, thing), so no held-out content is trained on.
-Not here: tokens and sets of fixed size (``corpus``), judging (``judges``).
+The split is by the hash of the instruction's content (character, event, adjective, thing), so no held-out
+content is trained on. Not here: tokens and sets of fixed size (`corpus`), judging (`judges`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _TIMES = (
 )
 _SIZES = ("small", "young", "kind", "hungry", "brave", "quiet", "lazy", "clever", "funny", "sleepy")
 _GOING = ("went", "walked", "ran", "came", "hurried", "flew", "jumped", "sailed", "wandered", "raced")
+_MANNERS = ("slowly", "quickly", "happily", "alone", "again", "quietly", "early", "late", "straight", "back")
 _PLACES = (
     "park",
     "river",
@@ -68,6 +70,8 @@ _PLACES = (
     "hill",
     "bridge",
 )
+_LOOKS = ("dark", "sunny", "cold", "wide", "empty", "pretty", "noisy", "distant", "strange", "busy")
+_KINDS = ("tall", "broken", "round", "heavy", "white", "black", "wooden", "lovely", "dusty", "brown")
 _SPOTS = ("tree", "gate", "rock", "wall", "door", "bush", "well", "house", "bench", "cart")
 _NEAR = ("near", "behind", "under", "beside", "by", "at", "close to")
 _FEELINGS = {
@@ -99,9 +103,13 @@ _FRIEND_ACTS = {
     "glad": ("played with", "looked at", "painted", "cleaned", "admired", "carried", "talked about"),
 }
 _ENDINGS = (
-    "They were {feeling} {until}.", "In the end they {together}.", "The {who} said {thanks} to the {friend}.",
-    "Then they {together} {until}.", "After that the {who} never {event} a {thing} again.", "The {friend} and the {who} {together}.",
-)  # fmt: skip
+    "They were {feeling} {until}.",
+    "In the end they {together}.",
+    "The {who} said {thanks} to the {friend}.",
+    "Then they {together} {until}.",
+    "After that the {who} {together} {until}.",
+    "The {friend} and the {who} {together}.",
+)
 _UNTIL = ("until night", "all day", "for a week", "the next day", "until winter", "for hours", "every summer")
 _TOGETHER = (
     "went home",
@@ -133,11 +141,11 @@ class Content:
 
     @property
     def key(self) -> str:
-        """The content as text, e.g. ``dog,lost,red,ball``."""
+        """The content as text, e.g. `dog,lost,red,ball`."""
         return ",".join((self.who, self.event, self.adjective, self.thing))
 
     def split(self) -> str:
-        """``train``, ``validation`` or ``test``: 86 : 4 : 10 by hash of the key, the same on every machine."""
+        """`train`, `validation` or `test`: 86 : 4 : 10 by hash of the key, the same on every machine."""
         bucket = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big") % 100
         return "test" if bucket < 10 else "validation" if bucket < 14 else "train"
 
@@ -152,12 +160,13 @@ class Story:
 
 
 def _pick(rng: Random, options: Sequence[str]) -> str:
-    """A choice that prefers earlier options mildly (weight 1 / (3 + rank)), as words of a language differ in frequency."""
-    return rng.choices(options, weights=[1 / (3 + rank) for rank in range(len(options))])[0]
+    """A choice that prefers earlier options mildly (weight 1 / (5 + rank)): words differ in frequency."""
+    return rng.choices(options, weights=[1 / (5 + rank) for rank in range(len(options))])[0]
 
 
 def _opening(rng: Random, words: dict[str, str]) -> str:
-    start = f"{_pick(rng, _TIMES)} a {_pick(rng, _SIZES)} {{who}} {_pick(rng, _GOING)} to the {_pick(rng, _PLACES)}"
+    start = f"{_pick(rng, _TIMES)} a {_pick(rng, _SIZES)} {{who}} {_pick(rng, _GOING)}"
+    start += f" {_pick(rng, _MANNERS)} to the {_pick(rng, _LOOKS)} {_pick(rng, _PLACES)}"
     if rng.random() < 0.5:
         start += " with a {friend}"
     return (start + ".").format(**words)
@@ -165,14 +174,15 @@ def _opening(rng: Random, words: dict[str, str]) -> str:
 
 def _incident(rng: Random, words: dict[str, str]) -> str:
     article = _pick(rng, ("the", "{her}", "a"))
-    where = f"{_pick(rng, _NEAR)} the {_pick(rng, _SPOTS)}"
+    where = f"{_pick(rng, _NEAR)} the {_pick(rng, _KINDS)} {_pick(rng, _SPOTS)}"
     return f"{{She}} {{event}} {article} {{adjective}} {{thing}} {where}.".format(**words)
 
 
 def _reaction(rng: Random, words: dict[str, str], mood: str) -> str:
     verb, action = _pick(rng, ("was", "felt", "looked", "seemed")), _pick(rng, _ACTIONS[mood])
     subject = _pick(rng, ("The {who}", "{She}", "The {who}"))
-    return f"{subject} {verb} {{feeling}} and {action}.".format(**words)
+    degree = _pick(rng, ("very", "so", "quite", "rather", "truly", "really"))
+    return f"{subject} {verb} {degree} {{feeling}} and {action}.".format(**words)
 
 
 def _help(rng: Random, words: dict[str, str], mood: str) -> str:
@@ -203,12 +213,12 @@ def _tell(content: Content, rng: Random) -> str:
 
 
 def stories(split: str, seed: str, *, repeat_content: bool = True) -> Iterator[Story]:
-    """A stream of stories of one split, a pure function of ``(split, seed)``; endless unless contents may not repeat.
+    """A stream of stories of one split, a pure function of the arguments; endless if contents may repeat.
 
     Args:
-        split: ``train``, ``validation`` or ``test``.
+        split: `train`, `validation` or `test`.
         seed: any text; different seeds give different streams over the same split.
-        repeat_content: whether two instructions may ask for the same content (in other words, or answered otherwise).
+        repeat_content: whether two instructions may ask for the same content (in other words).
     """
     rng = Random(f"mini-stories/{split}/{seed}")
     seen: set[str] = set()
