@@ -1,0 +1,110 @@
+"""The command line: `selectkd-eval VERB [options]`.
+
+Parses with the standard library and tyro only. A verb's module is imported, by its string name, once its options
+are read, so `--help` never waits for torch, and no package imports another against the arrows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from selectkd_eval import __version__
+from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.verbs import VERBS, Verb
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (2 for a request that cannot be carried out as given)."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(usage())
+            return 0
+        if argv[0] in ("-V", "--version"):
+            print(f"selectkd-eval {__version__}")
+            return 0
+        check_packages()
+        verb = _verb(argv[0])
+        options = _parse(argv[0], verb, argv[1:])
+        module, function = verb.function.split(":")
+        return getattr(importlib.import_module(module), function)(options) or 0
+    except (InputError, SetupError) as error:
+        print(f"selectkd-eval: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("selectkd-eval: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`): nothing is wrong, and Python must not complain at exit.
+        sys.stderr.close()
+        return 0
+
+
+def usage() -> str:
+    """The first page of help."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: selectkd-eval VERB [options]\n\n"
+        "Train a student with selective token-weighted distillation, then prove what it is worth.\n\n"
+        f"{verbs}\n\n"
+        "  selectkd-eval VERB --help   the options of a verb\n"
+        "  --like RECORD               start from the options of an earlier record of the same verb\n\n"
+        "Running the same command again resumes its record."
+    )
+
+
+def check_packages() -> None:
+    """`judges` and `analysis` must be ours: PyPI has an unrelated `judges`."""
+    here = Path(__file__).resolve().parent.parent
+    for name in ("judges", "analysis"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != here / name:
+            raise SetupError(
+                f"the package {name!r} should lie beside selectkd_eval in {here}, but Python finds "
+                f"{found or 'none'}: pip uninstall {name}, then install selectkd-eval again"
+            )
+
+
+def _verb(name: str) -> Verb:
+    if name in VERBS:
+        return VERBS[name]
+    near = difflib.get_close_matches(name, VERBS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"there is no verb {name!r}{hint} (selectkd-eval --help lists them)")
+
+
+def _parse(name: str, verb: Verb, argv: list[str]) -> object:
+    import tyro
+
+    default = tyro.MISSING_NONPROP
+    argv, like = _take_like(argv)
+    if like is not None:
+        from selectkd_eval.records import replay
+
+        default = replay(like, name, verb.options)
+    config = (tyro.conf.PositionalRequiredArgs,) if verb.positional else ()
+    return tyro.cli(
+        verb.options,
+        args=argv,
+        default=default,
+        prog=f"selectkd-eval {name}",
+        config=config,
+    )
+
+
+def _take_like(argv: list[str]) -> tuple[list[str], str | None]:
+    for index, word in enumerate(argv):
+        if word == "--like":
+            if index + 1 == len(argv):
+                raise InputError("--like needs a record: --like reports/records/VERB-....jsonl")
+            return argv[:index] + argv[index + 2 :], argv[index + 1]
+        if word.startswith("--like="):
+            return argv[:index] + argv[index + 1 :], word.removeprefix("--like=")
+    return argv, None
