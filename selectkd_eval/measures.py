@@ -1,13 +1,13 @@
-"""From a record's rows to its number: one function per verb, used by the terminal, the tables and the figures alike.
+"""From a record's rows to its number: one function per verb, for terminal, tables and figures alike.
 
-Every number of the paper is a ratio of sums over prompts: pass@1 (correct / answers), win rate (wins / decided
-comparisons), TAR (accepted / tokens, Eq. 13), speed-up (seconds / seconds), acceptance (accepted / tested). The
-functions here bring rows into that form, `Terms`: a numerator and a denominator per prompt. Pooling training
-seeds adds terms prompt by prompt, comparing two methods pairs them prompt by prompt, and `stats` turns either into
-an interval that resamples prompts.
+Every number of the paper is a ratio of sums over prompts: pass@1 (correct / answers), win rate (wins /
+decided comparisons), TAR (accepted / tokens, Eq. 13), speed-up (seconds / seconds), acceptance (accepted /
+tested). The functions here bring rows into that form, `Terms`: a numerator and a denominator per prompt.
+Pooling training seeds adds terms prompt by prompt, comparing two methods pairs them prompt by prompt, and
+`stats` turns either into an interval that resamples prompts.
 
-It reads no files, knows no model and draws nothing. Rows with an `error` are never counted as wrong answers; the
-caller prints how many there are.
+It reads no files, knows no model and draws nothing. Rows with an `error` are never counted as wrong
+answers; the caller prints how many there are.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def terms(parts: Iterable[tuple[str, float, float]], proportion: bool = False) -
 
 
 def pool(parts: Sequence[Terms]) -> Terms:
-    """Several runs of one method (training seeds): their sums, prompt by prompt, so that a prompt stays one unit."""
+    """The sums of several runs (training seeds), prompt by prompt, so that a prompt stays one unit."""
     return terms(
         ((p, n, d) for part in parts for p, n, d in zip(part.prompts, part.num, part.den, strict=True)),
         all(part.proportion for part in parts),
@@ -74,7 +74,7 @@ def pool(parts: Sequence[Terms]) -> Terms:
 
 
 def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> tuple[Estimate, float]:
-    """a minus b, paired by prompt, with a two-sided p-value; an InputError when the prompts are not the same."""
+    """a minus b, paired by prompt, and its two-sided p-value; InputError when the prompts differ."""
     _same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
@@ -92,8 +92,9 @@ def _same_prompts(a: Terms, b: Terms) -> None:
         return
     only_a, only_b = len(set(a.prompts) - set(b.prompts)), len(set(b.prompts) - set(a.prompts))
     raise InputError(
-        f"the two methods were not measured on the same prompts ({only_a} only in the first, {only_b} only in the "
-        f"second, {len(set(a.prompts) & set(b.prompts))} in both), so they cannot be paired: measure both on one set"
+        f"the two methods were not measured on the same prompts ({only_a} only in the first, {only_b} only in "
+        f"the second, {len(set(a.prompts) & set(b.prompts))} in both), so they cannot be paired: "
+        f"measure both on one set"
     )
 
 
@@ -102,11 +103,11 @@ def good(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if "error" not in row]
 
 
-# ---- pass@1 ---------------------------------------------------------------------------------------------------
+# ---- pass@1 ------------------------------------------------------------
 
 
 def pass_at_1(rows: Iterable[Row], task: str | None = None) -> Terms:
-    """Share of correct answers per problem (seeds and samples of one problem together), over one task or all."""
+    """Correct answers per problem (its seeds and samples together), over one task or all."""
     return terms(
         (
             (f"{row['task']}/{row['problem']}", float(row["correct"]), 1.0)
@@ -117,7 +118,7 @@ def pass_at_1(rows: Iterable[Row], task: str | None = None) -> Terms:
     )
 
 
-# ---- win rate -------------------------------------------------------------------------------------------------
+# ---- win rate ------------------------------------------------------------
 
 TIES: dict[str, tuple[float, float]] = {
     "exclude": (0.0, 0.0),  # W / (W + L), the paper's and DistiLLM-2's per-file arithmetic
@@ -130,9 +131,10 @@ VERDICTS = ("candidate", "baseline", "tie", "unreadable", "failed")
 def win_rate_terms(rows: Iterable[Row], ties: str = "exclude", agree: bool = False) -> Terms:
     """Wins and decided comparisons per prompt.
 
-    `ties` is a rule of TIES. With `agree` (MT-bench), the two orders of one comparison count once: the common
-    verdict, or a tie when they differ. A row with a `preference` in [0, 1] (a judge that gave a probability) counts
-    as that share of a win. Unreadable and failed comparisons are in neither sum: see `verdict_counts`.
+    `ties` is a rule of TIES. With `agree` (MT-bench), the two orders of one comparison count once: the
+    common verdict, or a tie when they differ. A row with a `preference` in [0, 1] (a judge that gave a
+    probability) counts as that share of a win. Unreadable and failed comparisons are in neither sum: see
+    `verdict_counts`.
     """
     won, counted = choose(ties, TIES, "tie rule")
     parts = []
@@ -147,11 +149,11 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "exclude", agree: bool = Fal
 
 
 def _agreed(rows: Sequence[Row]) -> list[Row]:
-    """One row per (prompt, seed): the verdict both orders share, a tie when they do not, unreadable if any is."""
+    """One row per (prompt, seed): the verdict both orders share, else a tie; unreadable if any is."""
     together: dict[tuple[str, Any], list[Row]] = defaultdict(list)
     for row in rows:
         together[str(row["prompt"]), row.get("seed")].append(row)
-    merged = []
+    merged: list[Row] = []
     for (prompt, _), pair in together.items():
         verdicts = {row["verdict"] for row in pair}
         if verdicts & {"unreadable", "failed"}:
@@ -184,26 +186,25 @@ def win_rate_bounds(record: Any) -> tuple[float, float]:
     return float(base.num.sum()) / total, (float(base.num.sum()) + lost) / total
 
 
-# ---- token acceptance -----------------------------------------------------------------------------------------
+# ---- token acceptance ------------------------------------------------------------
 
 
 def tar(rows: Iterable[Row], student: int, what: str = "greedy", macro: bool = True) -> Terms:
     """Mean of a per-token quantity on the held-out set, for one student of a `tar` record.
 
-    `what` is the name of a per-prompt sum: greedy, greedy1, spec, alpha, fkl, nll, hellinger, teacher_entropy.
+    `what` is the name of a per-prompt sum: greedy, greedy1, spec, alpha, fkl, nll, hellinger or
+    teacher_entropy.
     macro: mean over sequences of per-sequence means (Eq. 13); otherwise pooled over tokens.
     """
     parts = []
     for row in good(rows):
         if row["student"] == student and row["n_tokens"]:
-            n = float(row["n_tokens"])
-            parts.append(
-                (str(row["prompt"]), row[what] / n, 1.0) if macro else (str(row["prompt"]), row[what], n)
-            )
+            total, n = float(row[what]), float(row["n_tokens"])
+            parts.append((str(row["prompt"]), total / n, 1.0) if macro else (str(row["prompt"]), total, n))
     return terms(parts)
 
 
-# ---- speculative decoding -------------------------------------------------------------------------------------
+# ---- speculative decoding ------------------------------------------------------------
 
 
 def speedup(rows: Iterable[Row], arm: str, clock: str = "wall_s", base: str = "ar") -> Terms:
@@ -254,12 +255,12 @@ def speedup_arms(rows: Iterable[Row]) -> list[str]:
     return sorted(lengths, key=lambda arm: lengths[arm])
 
 
-# ---- landscapes -----------------------------------------------------------------------------------------------
+# ---- landscapes ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Token-mean loss on one plane: axes `a` (G,), `b` (G,), `loss` (G, G) with NaN where no point was measured."""
+    """Token-mean loss on one plane: axes `a`, `b` (G,), `loss` (G, G), NaN where no point was measured."""
 
     a: Floats
     b: Floats
@@ -296,11 +297,11 @@ def surface(rows: Iterable[Row], student: int, seed: int) -> Surface:
     return Surface(a, b, loss)
 
 
-# ---- training -------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------
 
 
 def curve(rows: Iterable[Row], event: str, what: str) -> tuple[Floats, Floats]:
-    """(steps, values) of one quantity of a train record; `event` is step or validation. Missing values are left out."""
+    """(steps, values) of one quantity of a train record, `event` step or validation; missing ones left out."""
     points = sorted(
         (float(row["step"]), float(row[what]))
         for row in good(rows)
