@@ -92,8 +92,8 @@ def _same_prompts(a: Terms, b: Terms) -> None:
         return
     only_a, only_b = len(set(a.prompts) - set(b.prompts)), len(set(b.prompts) - set(a.prompts))
     raise InputError(
-        f"the two methods were not measured on the same prompts ({only_a} only in the first, {only_b} only in "
-        f"the second, {len(set(a.prompts) & set(b.prompts))} in both), so they cannot be paired: "
+        f"the two methods were not measured on the same prompts ({only_a} only in the first, {only_b} only "
+        f"in the second, {len(set(a.prompts) & set(b.prompts))} in both), so they cannot be paired: "
         f"measure both on one set"
     )
 
@@ -120,32 +120,48 @@ def pass_at_1(rows: Iterable[Row], task: str | None = None) -> Terms:
 
 # ---- win rate ------------------------------------------------------------
 
-TIES: dict[str, tuple[float, float]] = {
-    "exclude": (0.0, 0.0),  # W / (W + L), the paper's and DistiLLM-2's per-file arithmetic
-    "half": (0.5, 1.0),  # (W + T/2) / n, AlpacaEval's
-    "loss": (0.0, 1.0),  # W / n
+TIES = {
+    "excluded": "ties excluded",  # W / (W + L): the paper's
+    "half": "a tie counts half",  # (W + T/2) / n: AlpacaEval's
+    "half-per-order": "a tie counts half, mean of the two orders' rates",  # DistiLLM-2's
+    "agreement": "both orders must agree, else a tie, which counts half",  # MT-bench's
 }
 VERDICTS = ("candidate", "baseline", "tie", "unreadable", "failed")
 
 
-def win_rate_terms(rows: Iterable[Row], ties: str = "exclude", agree: bool = False) -> Terms:
-    """Wins and decided comparisons per prompt.
+def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
+    """Wins and counted comparisons per prompt under a tie rule of TIES.
 
-    `ties` is a rule of TIES. With `agree` (MT-bench), the two orders of one comparison count once: the
-    common verdict, or a tie when they differ. A row with a `preference` in [0, 1] (a judge that gave a
-    probability) counts as that share of a win. Unreadable and failed comparisons are in neither sum: see
-    `verdict_counts`.
+    A row with a `preference` in [0, 1] (a judge that gave a probability) counts as that share of a win.
+    Unreadable and failed comparisons are in neither sum: see `verdict_counts`.
     """
-    won, counted = choose(ties, TIES, "tie rule")
-    parts = []
-    for row in _agreed(good(rows)) if agree else good(rows):
-        if row.get("preference") is not None:
-            parts.append((str(row["prompt"]), float(row["preference"]), 1.0))
-        elif row["verdict"] in ("candidate", "baseline"):
-            parts.append((str(row["prompt"]), float(row["verdict"] == "candidate"), 1.0))
-        elif row["verdict"] == "tie":
-            parts.append((str(row["prompt"]), won, counted))
-    return terms(parts, proportion=True)
+    choose(ties, TIES, "tie rule")
+    counted = good(rows)
+    if ties == "agreement":
+        counted = _agreed(counted)
+    shares = [(row, share) for row in counted if (share := _share(row, ties)) is not None]
+    # The mean of the orders' rates weighs each order alike, however many of its verdicts could be read.
+    per_order = ties == "half-per-order"
+    sizes = Counter(row.get("order") if per_order else None for row, _ in shares)
+    even = len(shares) / max(1, len(sizes))
+    weights = {order: even / size for order, size in sizes.items()}
+    return terms(
+        (
+            (str(row["prompt"]), share * weight, weight)
+            for row, share in shares
+            for weight in (weights[row.get("order") if per_order else None],)
+        ),
+        proportion=True,
+    )
+
+
+def _share(row: Row, ties: str) -> float | None:
+    """The candidate's share of one comparison; None when the comparison does not count."""
+    if row.get("preference") is not None:
+        return float(row["preference"])
+    if row["verdict"] == "tie":
+        return None if ties == "excluded" else 0.5
+    return {"candidate": 1.0, "baseline": 0.0}.get(row["verdict"])
 
 
 def _agreed(rows: Sequence[Row]) -> list[Row]:
@@ -164,10 +180,14 @@ def _agreed(rows: Sequence[Row]) -> list[Row]:
     return merged
 
 
+def tie_rule(record: Any) -> str:
+    """The tie rule of a winrate record's protocol."""
+    return str((record.facts.get("protocol") or {}).get("ties", "excluded"))
+
+
 def win_rate(record: Any) -> Terms:
     """The win-rate terms of a record under its own protocol's tie rule."""
-    protocol = record.facts.get("protocol") or {}
-    return win_rate_terms(record.rows, protocol.get("ties", "exclude"), protocol.get("order") == "both-agree")
+    return win_rate_terms(record.rows, tie_rule(record))
 
 
 def verdict_counts(rows: Iterable[Row]) -> dict[str, int]:
@@ -178,12 +198,20 @@ def verdict_counts(rows: Iterable[Row]) -> dict[str, int]:
 
 def win_rate_bounds(record: Any) -> tuple[float, float]:
     """The win rate if every unreadable or failed comparison had been lost, and if all had been won."""
-    base, counts = win_rate(record), verdict_counts(record.rows)
-    lost = counts["unreadable"] + counts["failed"]
-    total = float(base.den.sum()) + lost
-    if not total:
-        return float("nan"), float("nan")
-    return float(base.num.sum()) / total, (float(base.num.sum()) + lost) / total
+
+    def if_all_were(word: str) -> float:
+        rows = [_settled(row, word) if _undecided(row) else row for row in record.rows]
+        return win_rate_terms(rows, tie_rule(record)).value
+
+    return if_all_were("baseline"), if_all_were("candidate")
+
+
+def _undecided(row: Row) -> bool:
+    return "error" in row or row["verdict"] in ("unreadable", "failed")
+
+
+def _settled(row: Row, word: str) -> Row:
+    return {"prompt": row["prompt"], "seed": row.get("seed"), "order": row.get("order"), "verdict": word}
 
 
 # ---- token acceptance ------------------------------------------------------------
@@ -301,7 +329,7 @@ def surface(rows: Iterable[Row], student: int, seed: int) -> Surface:
 
 
 def curve(rows: Iterable[Row], event: str, what: str) -> tuple[Floats, Floats]:
-    """(steps, values) of one quantity of a train record, `event` step or validation; missing ones left out."""
+    """(steps, values) of a quantity of a train record, `event` step or validation; missing ones left out."""
     points = sorted(
         (float(row["step"]), float(row[what]))
         for row in good(rows)
