@@ -230,6 +230,8 @@ class SpeedupOptions(ModelRun):
     """The drafting model."""
     prompts: str = "mini-gsm"
     """A named set or a file of prompts."""
+    limit: int | None = 40
+    """Only the first N prompts of each set."""
     gamma: tuple[int, ...] = (3, 5)
     """Draft lengths to time."""
     max_new_tokens: int = 40
@@ -260,6 +262,8 @@ class LandscapeOptions(ModelRun):
     """Half-width of the plane in units of the weights' own row norms; the same for every student."""
     directions: int = 1
     """Direction seeds: one plane per seed, starting at --seed."""
+    batch_size: int = runtime(32)
+    """Sequences per forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,12 +358,16 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb(DemoOptions, "selectkd_eval.demo.job:run", "the whole job on the embedded pair, CPU, no network"),
+    "demo": Verb(
+        DemoOptions, "selectkd_eval.demo.job:run", "the whole job on the embedded pair, CPU, no network"
+    ),
     "train": Verb(TrainOptions, "selectkd_eval.train:run", "distil a student, with or without selection"),
     "answer": Verb(AnswerOptions, "selectkd_eval.answer:run", "write a model's answers to a prompt set"),
     "winrate": Verb(WinrateOptions, "judges.winrate:run", "judge a candidate's answers against a baseline's"),
     "passk": Verb(PasskOptions, "selectkd_eval.passk:run", "pass@1 through lm-eval"),
-    "speedup": Verb(SpeedupOptions, "selectkd_eval.speedup:run", "speculative decoding: ratio and acceptance"),
+    "speedup": Verb(
+        SpeedupOptions, "selectkd_eval.speedup:run", "speculative decoding: ratio and acceptance"
+    ),
     "tar": Verb(TarOptions, "selectkd_eval.tar:run", "Token Acceptance Rate of students and checkpoints"),
     "landscape": Verb(LandscapeOptions, "selectkd_eval.landscape:run", "filter-normalised loss landscape"),
     "table": Verb(TableOptions, "analysis.tables:run", "a paper-style table from records", True),
