@@ -80,7 +80,9 @@ def ratio(
         return wilson(value * len(num), len(num))
     draws = _resampled_ratios(num[None], den[None], strata, resamples, seed)[0]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Estimate(value, float(low), float(high), len(num), f"bootstrap over prompts, {resamples:,} resamples")
+    return Estimate(
+        value, float(low), float(high), len(num), f"bootstrap over prompts, {resamples:,} resamples"
+    )
 
 
 def paired_delta(
@@ -152,7 +154,9 @@ def _pair(num: ArrayLike, den: ArrayLike) -> tuple[Floats, Floats]:
     return np.asarray(num, dtype=np.float64), np.asarray(den, dtype=np.float64)
 
 
-def _resampled_ratios(num: Floats, den: Floats, strata: ArrayLike | None, resamples: int, seed: int) -> Floats:
+def _resampled_ratios(
+    num: Floats, den: Floats, strata: ArrayLike | None, resamples: int, seed: int
+) -> Floats:
     """(methods, resamples) ratios under the same prompt weights for every method."""
     out = np.empty((len(num), resamples))
     at = 0
@@ -169,7 +173,11 @@ def _prompt_weights(n: int, strata: ArrayLike | None, resamples: int, seed: int)
     Counting drawn indices is an exact multinomial and needs no index into the data: cheaper than any loop.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, n]))
-    labels = np.zeros(n, dtype=np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    labels = (
+        np.zeros(n, dtype=np.int64)
+        if strata is None
+        else np.unique(np.asarray(strata), return_inverse=True)[1]
+    )
     groups = [np.flatnonzero(labels == label) for label in range(labels.max(initial=0) + 1)]
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
@@ -180,3 +188,34 @@ def _prompt_weights(n: int, strata: ArrayLike | None, resamples: int, seed: int)
             counts = np.bincount(flat.ravel(), minlength=rows * len(group))
             weights[:, group] = counts.reshape(rows, len(group))
         yield weights
+
+
+def mean_of_ratios(
+    groups: Sequence[tuple[ArrayLike, ArrayLike]],
+    minus: Sequence[tuple[ArrayLike, ArrayLike]] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Estimate, float]:
+    """Unweighted mean over tasks of sum(num) / sum(den), as an AVG column needs it; each task keeps its prompts.
+
+    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired difference of
+    the two means and its p-value; otherwise the p-value is NaN.
+    """
+    arms = 1 if minus is None else 2
+    draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
+    for index, pair in enumerate(groups):
+        pairs = [_pair(*pair)] + ([] if minus is None else [_pair(*minus[index])])
+        num, den = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+        # A seed of its own per task: equal sizes must not make two tasks move together.
+        draws += _resampled_ratios(num, den, None, resamples, seed + 7919 * index) / len(groups)
+        values += num.sum(axis=1) / den.sum(axis=1) / len(groups)
+        n += num.shape[1]
+    value, sample = (values[0], draws[0]) if minus is None else (values[0] - values[1], draws[0] - draws[1])
+    low, high = np.nanpercentile(sample, [2.5, 97.5])
+    side = min(float(np.mean(sample <= 0)), float(np.mean(sample >= 0)))
+    p = float("nan") if minus is None else min(1.0, max(2 * side, 1 / (resamples + 1)))
+    method = (
+        f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
+    )
+    return Estimate(float(value), float(low), float(high), n, method), p
