@@ -27,10 +27,10 @@ def require(module: str, feature: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
+        if error.name is None or module.split(".", maxsplit=1)[0] != error.name.split(".")[0]:
             raise
         raise SetupError(
-            f"{feature} needs the package {module.split('.')[0]!r}, which is not installed here: "
+            f"{feature} needs the package {module.split('.', maxsplit=1)[0]!r}, which is not installed here: "
             f"pip install 'selectkd-eval[{extra}]'"
         ) from None
 

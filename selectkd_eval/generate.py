@@ -115,7 +115,9 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
     """One token per row of logits (B, V): the argmax, or the token at which the cumulative mass passes `uniform` (B,)."""
     if sampling.temperature <= 0 or uniform is None:
         return logits.argmax(dim=-1)
-    probabilities, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
+    probabilities, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(
+        dim=-1, descending=True, stable=True
+    )
     if sampling.top_k:
         probabilities[:, sampling.top_k :] = 0
     if sampling.top_p < 1:

@@ -134,7 +134,9 @@ def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not valid JSON ({error.msg} at column {error.colno}): mend or remove it") from None
+        raise InputError(
+            f"{where} is not valid JSON ({error.msg} at column {error.colno}): mend or remove it"
+        ) from None
 
 
 def _unique(prompts: Iterable[Prompt], limit: int | None) -> Iterator[Prompt]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from selectkd_eval import __version__, environment
 from selectkd_eval.errors import InputError, SetupError
@@ -62,7 +62,7 @@ class Record:
 class Writer:
     """An open record. `done` holds the finished rows of earlier runs of the same command, by key."""
 
-    def __init__(self, path: Path, file: TextIO, done: dict[str, dict[str, Any]], complete: bool) -> None:
+    def __init__(self, path: Path, file: BinaryIO, done: dict[str, dict[str, Any]], complete: bool) -> None:
         self.path = path
         self.done = done
         self.complete = complete
@@ -82,7 +82,7 @@ class Writer:
 
     def _append(self, row: Mapping[str, Any]) -> None:
         try:
-            self._file.write(canonical(row) + "\n")
+            self._file.write(canonical(row).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -135,7 +135,7 @@ def open_record(
     path = record_path(verb, options, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("ab+")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give a writable --out") from None
     try:
@@ -154,9 +154,7 @@ def open_record(
         "environment": environment.describe(),
         "git": environment.git_commit(),
     }
-    _drop_torn_line(file)
-    file.seek(0)
-    if not (text := file.read()):
+    if not (text := _whole_lines(file)):
         writer = Writer(path, file, {}, complete=False)
         writer._append(header)
         return writer
@@ -179,7 +177,9 @@ def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = No
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot read the record {path}: {error.strerror}; `list records` shows what there is") from None
+        raise InputError(
+            f"cannot read the record {path}: {error.strerror}; `list records` shows what there is"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a record: its bytes are not UTF-8 text; give a .jsonl record") from None
     record = _parse(path, text, torn_ok=unfinished_ok)
@@ -211,15 +211,14 @@ def read_all(directory: str | Path, verb: str | None = None) -> tuple[list[Recor
 def replay(path: str | Path, verb: str, options: type[OptionsT]) -> OptionsT:
     """The options of an earlier record of the same verb, for `--like`."""
     stored = read(path, unfinished_ok=True, verb=verb).options
-    default = options()
     known = {}
     for field in fields(options):  # type: ignore[arg-type]
         if field.name not in stored or field.metadata.get("runtime"):
             continue
-        value, before = stored[field.name], getattr(default, field.name)
+        value = stored[field.name]
         if isinstance(value, list):
             value = tuple(value)
-        known[field.name] = Path(value) if isinstance(before, Path) and value is not None else value
+        known[field.name] = Path(value) if value is not None and "Path" in str(field.type) else value
     return options(**known)
 
 
@@ -235,13 +234,17 @@ def _parse(path: Path, text: str, torn_ok: bool = True) -> Record:
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, dict):
-            raise InputError(f"line {number} of {path} is not a JSON object: the file is damaged; delete it or restore it")
+            raise InputError(
+                f"line {number} of {path} is not a JSON object: the file is damaged; delete it or restore it"
+            )
         parsed.append(row)
     if not parsed or parsed[0].get("type") != "header":
         raise InputError(f"{path} has no header line, so it is no record of this program: give one that is")
     header = parsed[0]
     if header.get("schema") != SCHEMA:
-        raise InputError(f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}: use the version that wrote it")
+        raise InputError(
+            f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}: use the version that wrote it"
+        )
     rows: dict[str, dict[str, Any]] = {}
     finished = False
     for number, row in enumerate(parsed[1:], start=2):
@@ -254,13 +257,14 @@ def _parse(path: Path, text: str, torn_ok: bool = True) -> Record:
     return Record(path, header, list(rows.values()), finished)
 
 
-def _drop_torn_line(file: TextIO) -> None:
-    """A killed run can leave half a line at the end: cut it off, its row will be measured again."""
+def _whole_lines(file: BinaryIO) -> str:
+    """A killed run can leave half a line at the end: cut it off (its row will be measured again), return the rest."""
     file.seek(0)
-    text = file.read()
-    whole = text.rfind("\n") + 1
-    if whole < len(text):
-        file.truncate(len(text[:whole].encode()))
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        file.truncate(whole)
+    return content[:whole].decode()
 
 
 def _finite(value: Any) -> Any:

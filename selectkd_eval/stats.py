@@ -80,9 +80,7 @@ def ratio(
         return wilson(value * len(num), len(num))
     draws = _resampled_ratios(num[None], den[None], strata, resamples, seed)[0]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Estimate(
-        value, float(low), float(high), len(num), f"bootstrap over prompts, {resamples:,} resamples"
-    )
+    return Estimate(value, float(low), float(high), len(num), f"bootstrap over prompts, {resamples:,} resamples")
 
 
 def paired_delta(
@@ -154,9 +152,7 @@ def _pair(num: ArrayLike, den: ArrayLike) -> tuple[Floats, Floats]:
     return np.asarray(num, dtype=np.float64), np.asarray(den, dtype=np.float64)
 
 
-def _resampled_ratios(
-    num: Floats, den: Floats, strata: ArrayLike | None, resamples: int, seed: int
-) -> Floats:
+def _resampled_ratios(num: Floats, den: Floats, strata: ArrayLike | None, resamples: int, seed: int) -> Floats:
     """(methods, resamples) ratios under the same prompt weights for every method."""
     out = np.empty((len(num), resamples))
     at = 0
@@ -173,11 +169,7 @@ def _prompt_weights(n: int, strata: ArrayLike | None, resamples: int, seed: int)
     Counting drawn indices is an exact multinomial and needs no index into the data: cheaper than any loop.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, n]))
-    labels = (
-        np.zeros(n, dtype=np.int64)
-        if strata is None
-        else np.unique(np.asarray(strata), return_inverse=True)[1]
-    )
+    labels = np.zeros(n, dtype=np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
     groups = [np.flatnonzero(labels == label) for label in range(labels.max(initial=0) + 1)]
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
@@ -215,7 +207,5 @@ def mean_of_ratios(
     low, high = np.nanpercentile(sample, [2.5, 97.5])
     side = min(float(np.mean(sample <= 0)), float(np.mean(sample >= 0)))
     p = float("nan") if minus is None else min(1.0, max(2 * side, 1 / (resamples + 1)))
-    method = (
-        f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
-    )
+    method = f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
     return Estimate(float(value), float(low), float(high), n, method), p

@@ -358,16 +358,12 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb(
-        DemoOptions, "selectkd_eval.demo.job:run", "the whole job on the embedded pair, CPU, no network"
-    ),
+    "demo": Verb(DemoOptions, "selectkd_eval.demo.job:run", "the whole job on the embedded pair, CPU, no network"),
     "train": Verb(TrainOptions, "selectkd_eval.train:run", "distil a student, with or without selection"),
     "answer": Verb(AnswerOptions, "selectkd_eval.answer:run", "write a model's answers to a prompt set"),
     "winrate": Verb(WinrateOptions, "judges.winrate:run", "judge a candidate's answers against a baseline's"),
     "passk": Verb(PasskOptions, "selectkd_eval.passk:run", "pass@1 through lm-eval"),
-    "speedup": Verb(
-        SpeedupOptions, "selectkd_eval.speedup:run", "speculative decoding: ratio and acceptance"
-    ),
+    "speedup": Verb(SpeedupOptions, "selectkd_eval.speedup:run", "speculative decoding: ratio and acceptance"),
     "tar": Verb(TarOptions, "selectkd_eval.tar:run", "Token Acceptance Rate of students and checkpoints"),
     "landscape": Verb(LandscapeOptions, "selectkd_eval.landscape:run", "filter-normalised loss landscape"),
     "table": Verb(TableOptions, "analysis.tables:run", "a paper-style table from records", True),

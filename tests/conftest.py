@@ -43,7 +43,13 @@ def shared_data() -> Path:
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
     """A 2-layer teacher and a 1-layer student with random weights: fast, and their text means nothing."""
     root = tmp_path_factory.mktemp("tiny")
-    sentences = [f"the {a} {b} sees {n} {c}s ." for a in ("red", "old") for b in ("dog", "cat") for c in ("ball", "hat") for n in range(5)]
+    sentences = [
+        f"the {a} {b} sees {n} {c}s ."
+        for a in ("red", "old")
+        for b in ("dog", "cat")
+        for c in ("ball", "hat")
+        for n in range(5)
+    ]
     tokenizer = tiny_tokenizer(sentences)
     for name, layers, seed in (("teacher", 2, 0), ("student", 1, 1)):
         tiny_llama(tokenizer, layers=layers, seed=seed).save_pretrained(root / name)
@@ -64,7 +70,10 @@ def tiny_tokenizer(sentences: list[str]):
     inner.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     inner.train_from_iterator(sentences, trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

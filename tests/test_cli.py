@@ -1,0 +1,94 @@
+"""Wrong words get one sentence and exit code 2; help and version work; foreign packages are noticed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selectkd_eval import __version__
+from selectkd_eval.cli import main
+from selectkd_eval.records import open_record
+from selectkd_eval.verbs import VERBS, PasskOptions
+
+
+def run(*words: str, cwd: Path | None = None, path: str = "") -> subprocess.CompletedProcess[str]:
+    import os
+
+    env = dict(os.environ) | ({"PYTHONPATH": path} if path else {})
+    command = [sys.executable, "-m", "selectkd_eval", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"selectkd-eval {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--recipe", "kdd"], "there is no recipe called 'kdd'; did you mean 'kd'?"),
+        (["train", "--data", "nowhere.jsonl"], "there is no prompt file nowhere.jsonl"),
+        (["train", "--student", "embedded:studnt"], "did you mean 'student'"),
+        (["train", "--like", "nowhere.jsonl"], "cannot read the record nowhere.jsonl"),
+        (["show", "nowhere.jsonl"], "cannot read the record nowhere.jsonl"),
+        (["passk", "--tasks", "gsm9k"], "there is no task called 'gsm9k'; did you mean 'gsm8k'?"),
+        (["answer", "--prompts", "mini-storys"], "did you mean 'mini-stories'"),
+        (["landscape", "--grid", "10"], "odd"),
+        (["list", "recipes", "--explain", "kdd"], "did you mean 'kd'"),
+        (["passk", "--like"], "--like needs a record"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(
+    words: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
+
+
+def test_an_unknown_option_exits_with_2() -> None:
+    done = run("passk", "--modle", "x")
+    assert done.returncode == 2 and "--model" in done.stderr
+
+
+def test_unreadable_json_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": \n')
+    assert main(["train", "--data", str(data), "--out", str(tmp_path)]) == 2
+    assert f"line 2 of {data} is not valid JSON" in capsys.readouterr().err
+
+
+def test_a_truncated_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_record("passk", PasskOptions(out=tmp_path), inputs={}, facts={}) as record:
+        record.write("a", value=1)
+        record.finish()
+    record.path.write_bytes(record.path.read_bytes()[:-8])
+    assert main(["show", str(record.path)]) == 2
+    assert "is truncated" in capsys.readouterr().err
+
+
+def test_another_package_called_judges_is_noticed(tmp_path: Path) -> None:
+    foreign = tmp_path / "judges"
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("")
+    done = run("list", "protocols", path=str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip uninstall judges" in done.stderr and "Traceback" not in done.stderr
