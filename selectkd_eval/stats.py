@@ -189,10 +189,10 @@ def mean_of_ratios(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Estimate, float]:
-    """Unweighted mean over tasks of sum(num) / sum(den), as an AVG column needs it; each task keeps its prompts.
+    """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
 
-    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired difference of
-    the two means and its p-value; otherwise the p-value is NaN.
+    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
+    difference of the two means and its p-value; otherwise the p-value is NaN.
     """
     arms = 1 if minus is None else 2
     draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
