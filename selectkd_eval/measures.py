@@ -49,9 +49,12 @@ class Terms:
 
     def estimate(self, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
         """The ratio with its 95 % interval over prompts."""
-        if not len(self.den) or not self.den.sum():
+        counted = int(np.count_nonzero(self.den))
+        if not counted:
             return NOTHING
-        return stats.ratio(self.num, self.den, resamples=resamples, seed=seed, proportion=self.proportion)
+        if self.proportion and self.value in (0.0, 1.0):
+            return stats.wilson(self.value * counted, counted)
+        return stats.ratio(self.num, self.den, resamples=resamples, seed=seed)
 
 
 def terms(parts: Iterable[tuple[str, float, float]], proportion: bool = False) -> Terms:
@@ -107,12 +110,15 @@ def good(rows: Iterable[Row]) -> list[Row]:
 
 
 def pass_at_1(rows: Iterable[Row], task: str | None = None) -> Terms:
-    """Correct answers per problem (its seeds and samples together), over one task or all."""
+    """Correct answers per problem (its seeds and samples together), over one task or all.
+
+    A failed answer is neither right nor wrong: its problem stays, with nothing in either sum.
+    """
     return terms(
         (
-            (f"{row['task']}/{row['problem']}", float(row["correct"]), 1.0)
-            for row in good(rows)
-            if task is None or row["task"] == task
+            (f"{row['task']}/{row['problem']}", float(row.get("correct", 0)), float("error" not in row))
+            for row in rows
+            if "problem" in row and (task is None or row["task"] == task)
         ),
         proportion=True,
     )
@@ -139,20 +145,17 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
     counted = good(rows)
     if ties == "agreement":
         counted = _agreed(counted)
-    shares = [(row, share) for row in counted if (share := _share(row, ties)) is not None]
+    shares = [(row, _share(row, ties)) for row in counted]
     # The mean of the orders' rates weighs each order alike, however many of its verdicts could be read.
     per_order = ties == "half-per-order"
-    sizes = Counter(row.get("order") if per_order else None for row, _ in shares)
-    even = len(shares) / max(1, len(sizes))
-    weights = {order: even / size for order, size in sizes.items()}
-    return terms(
-        (
-            (str(row["prompt"]), share * weight, weight)
-            for row, share in shares
-            for weight in (weights[row.get("order") if per_order else None],)
-        ),
-        proportion=True,
-    )
+    sizes = Counter(row.get("order") if per_order else None for row, share in shares if share is not None)
+    even = sizes.total() / max(1, len(sizes))
+    parts = []
+    for row, share in shares:
+        # A prompt without a counted comparison stays, with nothing in either sum, so that methods pair.
+        weight = 0.0 if share is None else even / sizes[row.get("order") if per_order else None]
+        parts.append((str(row["prompt"]), (share or 0.0) * weight, weight))
+    return terms(parts, proportion=True)
 
 
 def _share(row: Row, ties: str) -> float | None:
@@ -313,9 +316,7 @@ def surface(rows: Iterable[Row], student: int, seed: int) -> Surface:
     """The loss surface of one student along one pair of directions."""
     points = [row for row in good(rows) if row["student"] == student and row["seed"] == seed]
     if not points:
-        raise InputError(
-            f"no landscape point of student {student} under direction seed {seed}: measure it first"
-        )
+        raise InputError(f"no landscape point of student {student} under direction seed {seed}: measure it first")
     a = np.array(sorted({float(row["a"]) for row in points}))
     b = np.array(sorted({float(row["b"]) for row in points}))
     loss = np.full((len(a), len(b)), np.nan)

@@ -1,0 +1,250 @@
+"""Which measurements are there, and which of them belong to one method?
+
+Reads every finished record below a directory and groups the models in them: one `Method` is one set-up
+(recipe, verifier, k, beta ...) with all its training seeds, whatever its students' directories are called.
+Unfinished records are named and left out. It computes no number: that is `selectkd_eval.measures`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from selectkd_eval import measures, records
+from selectkd_eval.errors import InputError
+from selectkd_eval.measures import Terms
+from selectkd_eval.records import Record
+
+Card = Mapping[str, Any]
+Role = Literal["teacher", "start", "student", "model"]
+
+# What makes two students of one label different set-ups. Seeds, names and places do not.
+_SETTINGS = (
+    "recipe",
+    "divergence",
+    "verifier",
+    "k",
+    "beta",
+    "spec_sampled",
+    "normaliser",
+    "temperature",
+    "teacher",
+    "teacher_noise",
+    "data",
+    "lr",
+    "lora_rank",
+)
+_BASES = ("SFT", "SFT-control", "KD", "SeqKD", "ImitKD", "GKD", "DistiLLM", "SKD", "DistiLLM-2")
+_VERIFIERS = ("none", "hellinger", "top-k", "spec-k")
+_ROLES = ("teacher", "start", "model", "student")
+LIKELIHOOD_NOTE = "a likelihood under a local model, not a human or LLM preference; it rewards bland text"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table: a set-up with all its training seeds, or an untrained model."""
+
+    label: str
+    base: str = ""
+    role: Role = "student"
+    setting: tuple[tuple[str, Any], ...] = ()
+    variant: str = ""
+
+    def get(self, name: str) -> Any:
+        """One training fact, None when it is not known or does not apply."""
+        return dict(self.setting).get(name)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Teacher, untrained student, then every base followed by the gates on top of it."""
+        family = self.base or self.label
+        rank = _BASES.index(family) if family in _BASES else len(_BASES)
+        verifier = self.get("verifier") or "none"
+        gate = _VERIFIERS.index(verifier) if verifier in _VERIFIERS else len(_VERIFIERS)
+        return (
+            _ROLES.index(self.role),
+            rank,
+            family,
+            bool(self.base),
+            gate,
+            self.label,
+            str(self.setting),
+            self.variant,
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """What was measured, on what, by which rule. Only equal columns are compared."""
+
+    kind: Literal["passk", "winrate"]
+    label: str
+    key: tuple[tuple[str, Any], ...]
+
+    def get(self, name: str) -> Any:
+        return dict(self.key).get(name)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model's number: its terms, and the record they come from."""
+
+    column: Column
+    method: Method
+    seed: int | None
+    terms: Terms
+    record: Record
+
+
+class Library:
+    """The finished records of one directory, by verb, with their models grouped into methods."""
+
+    def __init__(self, finished: Sequence[Record], unfinished: Sequence[Path] = ()) -> None:
+        self.records = sorted(finished, key=lambda record: record.path.name)
+        self.unfinished = list(unfinished)
+
+    def of(self, verb: str) -> list[Record]:
+        """The records of one verb, by file name."""
+        return [record for record in self.records if record.verb == verb]
+
+    def method(self, card: Card) -> Method:
+        """The method a model belongs to."""
+        label, setting = self._identity(card)
+        variant = PurePath(str(card.get("name", ""))).stem if (label, setting) in self._ambiguous else ""
+        training = card.get("training") or {}
+        base = str(card.get("base_method") or training.get("base_method") or "")
+        return Method(label, base if base != label else "", self._role(card), setting, variant)
+
+    def label(self, method: Method) -> str:
+        """The method's name in a table, with whatever tells it apart from others of the same name."""
+        twins = [other for other in self.methods if other.label == method.label and other.role == method.role]
+        differing = [name for name in _SETTINGS if len({str(twin.get(name)) for twin in twins}) > 1]
+        words = [f"{name}={method.get(name)}" for name in differing if method.get(name) is not None]
+        words += [method.variant] if method.variant else []
+        return f"{method.label} ({', '.join(words)})" if words else method.label
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """Every method whose numbers a table could hold."""
+        return sorted({self.method(card) for card in self._cards()}, key=lambda method: method.order)
+
+    def base_of(self, method: Method, among: Iterable[Method]) -> Method | None:
+        """The set-up without the gate that differs least from `method`."""
+        candidates = [other for other in among if other.label == method.base and other != method]
+        shared = {other: len(set(other.setting) & set(method.setting)) for other in candidates}
+        return max(candidates, key=lambda other: (shared[other], other.order), default=None)
+
+    def measurements(self) -> list[Measurement]:
+        """pass@1 and win rates of every model, in the order of the record names."""
+        return [*self._passk(), *self._winrates()]
+
+    def _passk(self) -> Iterator[Measurement]:
+        for record in self.of("passk"):
+            card, options = record.facts["model"], record.options
+            for task, facts in record.facts["tasks"].items():
+                key = {
+                    "task": task,
+                    "sha256": facts.get("sha256"),
+                    "n": facts.get("n"),
+                    "shots": facts.get("shots", options.get("shots")),
+                    "grader": facts.get("grader"),
+                    "temperature": options.get("temperature"),
+                    "max_new_tokens": options.get("max_new_tokens"),
+                }
+                column = Column("passk", task, tuple(key.items()))
+                yield self._measurement(column, card, measures.pass_at_1(record.rows, task), record)
+
+    def _winrates(self) -> Iterator[Measurement]:
+        for record in self.of("winrate"):
+            facts = record.facts
+            prompts, judge, protocol = (facts.get(name) or {} for name in ("prompts", "judge", "protocol"))
+            baseline = self.label(self.method(facts.get("baseline") or {}))
+            key = {
+                "prompts": prompts.get("name", ""),
+                "sha256": prompts.get("sha256"),
+                "baseline": baseline,
+                "judge": judge.get("name", record.options.get("judge", "")),
+                "judge_kind": judge.get("kind", ""),
+                "protocol": protocol.get("name", ""),
+                "protocol_sha256": protocol.get("sha256"),
+                "ties": measures.tie_rule(record),
+            }
+            label = f"{key['prompts'] or 'prompts'} vs {baseline}"
+            column = Column("winrate", label, tuple(key.items()))
+            yield self._measurement(column, facts.get("candidate") or {}, measures.win_rate(record), record)
+
+    def _measurement(self, column: Column, card: Card, terms: Terms, record: Record) -> Measurement:
+        return Measurement(column, self.method(card), card.get("seed"), terms, record)
+
+    def _cards(self) -> Iterator[Card]:
+        for record in self.records:
+            facts = record.facts
+            for name in {"passk": "model", "winrate": "candidate", "speedup": "draft"}.get(record.verb, "").split():
+                yield facts.get(name) or {}
+            if record.verb == "winrate":
+                yield facts.get("baseline") or {}
+
+    @cached_property
+    def _ambiguous(self) -> set[tuple[str, tuple[tuple[str, Any], ...]]]:
+        """Set-ups under which two different students of one seed were measured: they must not be pooled."""
+        weights: dict[Any, set[Any]] = defaultdict(set)
+        for card in self._cards():
+            weights[(self._identity(card), card.get("seed"))].add(card.get("fingerprint"))
+        return {identity for (identity, _), found in weights.items() if len(found) > 1}
+
+    def _identity(self, card: Card) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        training = card.get("training") or {}
+        role = self._role(card)
+        label = str(card.get("method") or card.get("name") or "unnamed")
+        if role in ("teacher", "start"):
+            label = {"teacher": "Teacher", "start": "Student before"}[role]
+        skipped = {"none": {"k", "beta", "spec_sampled"}, "hellinger": {"k", "beta", "spec_sampled"}}.get(
+            str(training.get("verifier")), set()
+        )
+        setting = tuple(
+            (name, _hashable(training[name])) for name in _SETTINGS if name in training and name not in skipped
+        )
+        return label, setting
+
+    def _role(self, card: Card) -> Role:
+        if card.get("training"):
+            return "student"
+        fingerprint = card.get("fingerprint")
+        if fingerprint in self._teachers:
+            return "teacher"
+        return "start" if fingerprint in self._starts else "model"
+
+    @cached_property
+    def _teachers(self) -> set[Any]:
+        return self._fingerprints(self.records, "teacher", "target")
+
+    @cached_property
+    def _starts(self) -> set[Any]:
+        return self._fingerprints(self.of("train"), "student")
+
+    @staticmethod
+    def _fingerprints(among: Iterable[Record], *names: str) -> set[Any]:
+        cards = (record.facts.get(name) for record in among for name in names)
+        return {card["fingerprint"] for card in cards if isinstance(card, dict) and "fingerprint" in card}
+
+
+def library(directory: Path) -> Library:
+    """Read a directory of records; names the unfinished ones on stderr, and refuses an empty directory."""
+    if not directory.is_dir():
+        raise InputError(f"there is no directory {directory} of records: measure something first, or give --records")
+    finished, unfinished = records.read_all(directory)
+    for path in unfinished:
+        print(f"selectkd-eval: {path} is unfinished and left out: run its command again", file=sys.stderr)
+    if not finished:
+        also = f" ({len(unfinished)} unfinished)" if unfinished else ""
+        raise InputError(f"{directory} holds no finished record{also}: measure something first, or give --records")
+    return Library(finished, unfinished)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
