@@ -112,7 +112,7 @@ def _decode(
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
-    """One token per row of logits (B, V): the argmax, or the token at which the cumulative mass passes `uniform` (B,)."""
+    """One token per row of logits (B, V): the argmax, or where the cumulative mass passes `uniform` (B,)."""
     if sampling.temperature <= 0 or uniform is None:
         return logits.argmax(dim=-1)
     probabilities, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(
@@ -121,12 +121,13 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
     if sampling.top_k:
         probabilities[:, sampling.top_k :] = 0
     if sampling.top_p < 1:
-        # The nucleus is the smallest head of the list with at least top_p of the mass; it is never empty.
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
+        # The nucleus is the smallest head of the list with at least top_p of what top_k left; it is never empty.
+        share = probabilities / probabilities.sum(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(share.cumsum(-1) - share >= sampling.top_p, 0)
     mass = probabilities.double().cumsum(-1)
     place = torch.searchsorted(mass, uniform.double()[:, None] * mass[:, -1:], right=True)
-    return order.gather(1, place.clamp(max=logits.shape[-1] - 1))[:, 0]
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # a draw that rounds up to 1 must not leave the nucleus
+    return order.gather(1, place.minimum(last))[:, 0]
 
 
 def _finisher(tokenizer: Any, stop: Sequence[str], max_new_tokens: int) -> Callable[[list[int]], Generation | None]:

@@ -154,21 +154,28 @@ def open_record(
         "environment": environment.describe(),
         "git": environment.git_commit(),
     }
+    try:
+        return _continue(path, file, header)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _continue(path: Path, file: BinaryIO, header: dict[str, Any]) -> Writer:
+    """The writer of an empty file, after its header, or of a file begun earlier with the same inputs."""
     if not (text := _whole_lines(file)):
         writer = Writer(path, file, {}, complete=False)
         writer._append(header)
         return writer
     record = _parse(path, text)
-    for what, digest in inputs.items():
+    for what, digest in header["inputs"].items():
         before = record.header["inputs"].get(what)
         if before != digest:
-            file.close()
             raise InputError(
                 f"{what} has changed since {path} was begun (sha256 {str(before)[:12]} then, {digest[:12]} now): "
                 f"restore it, or delete that record, or give another --out"
             )
-    done = {row["key"]: row for row in record.good}
-    return Writer(path, file, done, record.finished)
+    return Writer(path, file, {row["key"]: row for row in record.good}, record.finished)
 
 
 def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = None) -> Record:
@@ -187,7 +194,8 @@ def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = No
         raise InputError(f"{path} is a {record.verb} record where a {verb} record is needed: give one of those")
     if not record.finished and not unfinished_ok:
         raise InputError(
-            f"{path} is unfinished ({len(record.rows)} rows, no end line): run its {record.verb} command again to finish it"
+            f"{path} is unfinished ({len(record.rows)} rows, no end line): "
+            f"run its {record.verb} command again to finish it"
         )
     return record
 

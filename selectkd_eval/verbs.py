@@ -25,7 +25,7 @@ Normaliser = Literal["per_seq_mean", "valid_tokens", "selected_tokens"]
 
 def runtime(default: T) -> T:
     """A field that does not change the result and so stays out of the record's name."""
-    return dataclasses.field(default=default, metadata={"runtime": True})  # type: ignore[no-any-return]
+    return dataclasses.field(default=default, metadata={"runtime": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ class TrainOptions(ModelRun):
     """Skew of skl and srkl."""
     beta_jsd: float = 0.5
     """Mixing weight of jsd."""
-    temperature: float = 1.0
-    """Softmax temperature of both models in the loss."""
-    normaliser: Normaliser = "per_seq_mean"
-    """per_seq_mean (Algorithm 1), valid_tokens (over the whole update), selected_tokens (by total weight)."""
+    temperature: float | None = None
+    """Override the recipe's softmax temperature of both models in the divergence."""
+    normaliser: Normaliser | None = None
+    """Override the recipe's: per_seq_mean (Algorithm 1), valid_tokens (whole update), selected_tokens (weight)."""
     data: str = "mini-gsm:labelled"
     """Training text: a JSONL file of prompt and answer, an answer record, a named set; several with commas."""
     validation: str = "mini-gsm:validation"
@@ -89,9 +89,9 @@ class TrainOptions(ModelRun):
     max_length: int = 1024
     """Longest training sequence in tokens, prompt and answer."""
     batch_size: int = 32
-    """Sequences per update and device, before accumulation."""
+    """Sequences per update and device."""
     accumulation: int = 1
-    """Forward passes per update."""
+    """Forward passes into which an update is cut: less memory, the same loss."""
     steps: int = 0
     """Updates; 0 means `epochs` passes over the text."""
     epochs: float = 2.0
@@ -112,6 +112,8 @@ class TrainOptions(ModelRun):
     """LoRA's scale, before division by the rank."""
     lora_dropout: float = 0.05
     """LoRA's dropout."""
+    keep_adapter: bool = False
+    """Save the LoRA adapter alone instead of the merged student."""
     eval_every: int = 50
     """Updates between validations; 0 means only at the end."""
     patience: int = 0
@@ -128,6 +130,8 @@ class TrainOptions(ModelRun):
     """Directory of the trained student; by default beside the record."""
     bf16: bool = False
     """Train in bfloat16 autocast."""
+    gradient_checkpointing: bool = runtime(False)
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 @dataclass(frozen=True, kw_only=True)

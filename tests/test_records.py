@@ -153,11 +153,10 @@ with open_record("answer", AnswerOptions(out=Path({str(tmp_path)!r})), inputs={{
         record.write(str(i), text="x" * 1000)
         print(i, flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    seen = [int(process.stdout.readline()) for _ in range(50)]
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = [int(process.stdout.readline()) for _ in range(50)]
+        os.kill(process.pid, signal.SIGKILL)
     record = read(next(tmp_path.glob("*.jsonl")), unfinished_ok=True)
     assert {str(i) for i in seen} <= {row["key"] for row in record.rows}
 

@@ -1,0 +1,68 @@
+"""Decoding: Hugging Face's own text when greedy, the model's distribution when sampled, whatever the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TinyPair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selectkd_eval.generate import Sampling, generate, pick
+from selectkd_eval.pair import LoadedModel, load_model
+from selectkd_eval.prompts import prompt_ids
+
+PROMPTS = ["Say 1 :", "the red dog sees", "the", "Say something that is longer than all the others :", "old cat"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_pair: TinyPair) -> LoadedModel:
+    return load_model(str(tiny_pair.teacher))
+
+
+def test_greedy_text_is_hugging_faces_greedy_text(teacher: LoadedModel) -> None:
+    ours = generate(teacher.model, teacher.tokenizer, PROMPTS, max_new_tokens=16, batch_size=3)
+    for prompt, mine in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([prompt_ids(teacher.tokenizer, prompt)])
+        theirs = teacher.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        assert mine.tokens == theirs[0, ids.shape[1] :].tolist()
+
+
+@settings(max_examples=8, deadline=None)
+@given(batch_size=st.integers(1, 5), order=st.permutations(range(5)))
+def test_a_prompts_draws_do_not_depend_on_its_neighbours(
+    teacher: LoadedModel, batch_size: int, order: list[int]
+) -> None:
+    rule = {"max_new_tokens": 10, "sampling": Sampling(1.0, 0.95)}
+    alone = [generate(teacher.model, teacher.tokenizer, [p], seeds=[i], **rule)[0] for i, p in enumerate(PROMPTS)]
+    mixed = generate(
+        teacher.model, teacher.tokenizer, [PROMPTS[i] for i in order], seeds=order, batch_size=batch_size, **rule
+    )
+    assert [mixed[order.index(i)].tokens for i in range(5)] == [g.tokens for g in alone]
+
+
+def test_a_stop_string_ends_the_text_before_it(teacher: LoadedModel) -> None:
+    text = generate(teacher.model, teacher.tokenizer, ["Say 1 :"], max_new_tokens=30)[0].text
+    word = text[5:7]
+    cut = generate(teacher.model, teacher.tokenizer, ["Say 1 :"], max_new_tokens=30, stop=[word])[0]
+    assert (cut.text, cut.finish) == (text[: text.find(word)], "stop")
+
+
+def test_picks_follow_the_softmax() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    draws = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    chosen = pick(logits.expand(20_000, 4).clone(), Sampling(temperature=0.7), draws)
+    frequency = torch.bincount(chosen, minlength=4) / 20_000
+    expected = torch.softmax(logits / 0.7, 0)
+    assert torch.allclose(frequency, expected, atol=4 * (0.25 / 20_000) ** 0.5)
+
+
+@given(u=st.floats(0, 1), top_k=st.integers(1, 4), top_p=st.floats(0.01, 1))
+def test_picks_stay_inside_the_nucleus_and_top_k(u: float, top_k: int, top_p: float) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    token = int(pick(logits, Sampling(1.0, top_p, top_k), torch.tensor([u])))
+    ranked = [1, 3, 2, 0]
+    p = torch.softmax(logits[0], 0)[ranked]
+    assert ranked.index(token) < top_k
+    before = float(p[: ranked.index(token)].sum() / p[:top_k].sum())
+    assert before < top_p + 1e-6

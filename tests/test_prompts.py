@@ -1,0 +1,91 @@
+"""Prompts are known by their text; the response is exactly the answer and its end token."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TinyPair
+
+from selectkd_eval.errors import InputError
+from selectkd_eval.pair import load_tokenizer
+from selectkd_eval.prompts import EMBEDDED_SETS, encode_example, load_prompts, prompt_id, prompt_ids, render
+from selectkd_eval.records import open_record
+from selectkd_eval.verbs import AnswerOptions
+
+CHAT = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>{% endif %}"
+)
+
+
+def test_an_answer_and_its_end_token_are_the_response(tiny_pair: TinyPair) -> None:
+    tokenizer = load_tokenizer(str(tiny_pair.teacher))
+    ids, response = encode_example(tokenizer, "Say :", "red dog", 64)
+    assert tokenizer.decode([i for i, r in zip(ids, response, strict=True) if not r]) == "<s>Say :"
+    assert tokenizer.decode([i for i, r in zip(ids, response, strict=True) if r]) == " red dog</s>"
+
+
+def test_a_chat_template_writes_its_own_special_tokens(tiny_pair: TinyPair) -> None:
+    tokenizer = load_tokenizer(str(tiny_pair.teacher))
+    tokenizer.chat_template = CHAT
+    assert render(tokenizer, "hi") == "<s>user: hi</s><s>"
+    assert tokenizer.decode(prompt_ids(tokenizer, "hi")) == "<s>user: hi</s><s>"
+    ids, response = encode_example(tokenizer, "hi", "ho", 64)
+    assert tokenizer.decode([i for i, r in zip(ids, response, strict=True) if r]) == "ho</s>"
+
+
+def test_a_long_answer_is_cut_at_its_end(tiny_pair: TinyPair) -> None:
+    ids, response = encode_example(load_tokenizer(str(tiny_pair.teacher)), "Say :", "dog " * 50, 20)
+    assert len(ids) == len(response) == 20 and response[-1] and not response[0]
+
+
+def test_files_of_every_usual_shape_are_read(tmp_path: Path) -> None:
+    rows = [{"instruction": "a", "output": "1"}, {"question": "b", "answer": "2"}, {"prompt": "c"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    for name in ("a.json", "a.jsonl.gz"):
+        found = load_prompts(str(tmp_path / name)).prompts
+        assert [(p.text, p.answer) for p in found] == [("a", "1"), ("b", "2"), ("c", None)]
+
+
+def test_the_same_prompt_is_kept_once_and_limit_counts_what_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a", "a ", "b", "c")))
+    assert [p.text for p in load_prompts(str(path), limit=2).prompts] == ["a", "b"]
+    assert prompt_id("a") == prompt_id(" a\n")
+
+
+def test_an_answer_record_is_a_data_set(tmp_path: Path) -> None:
+    with open_record("answer", AnswerOptions(out=tmp_path), inputs={}, facts={}) as record:
+        record.write("x/0", prompt="x", text="Say :", answer=" dog", seed=0)
+        record.write("y/0", error="timed out")
+        record.finish()
+    assert [(p.text, p.answer) for p in load_prompts(str(record.path)).prompts] == [("Say :", " dog")]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"prompt": "a"}\n{"prompt":', "line 2 of"),
+        (b'["a"]', "not a JSON object"),
+        (b'{"reponse": "a"}', "has no prompt"),
+        (b"\xff\xfe\x00", "as UTF-8 text"),
+    ],
+)
+def test_unreadable_files_are_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        load_prompts(str(path))
+
+
+@pytest.mark.parametrize("name", [name for name in EMBEDDED_SETS if ":" in name])
+def test_the_embedded_sets_exist_and_do_not_overlap_with_the_test_set(name: str) -> None:
+    found = {prompt.id for prompt in load_prompts(name).prompts}
+    assert len(found) >= 100
+    if not name.endswith(":test"):
+        assert not found & {prompt.id for prompt in load_prompts(name.split(":", maxsplit=1)[0]).prompts}
