@@ -142,9 +142,7 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
     Unreadable and failed comparisons are in neither sum: see `verdict_counts`.
     """
     choose(ties, TIES, "tie rule")
-    counted = good(rows)
-    if ties == "agreement":
-        counted = _agreed(counted)
+    counted = _agreed(rows) if ties == "agreement" else good(rows)
     shares = [(row, _share(row, ties)) for row in counted]
     # The mean of the orders' rates weighs each order alike, however many of its verdicts could be read.
     per_order = ties == "half-per-order"
@@ -167,14 +165,15 @@ def _share(row: Row, ties: str) -> float | None:
     return {"candidate": 1.0, "baseline": 0.0}.get(row["verdict"])
 
 
-def _agreed(rows: Sequence[Row]) -> list[Row]:
+def _agreed(rows: Iterable[Row]) -> list[Row]:
     """One row per (prompt, seed): the verdict both orders share, else a tie; unreadable if any is."""
     together: dict[tuple[str, Any], list[Row]] = defaultdict(list)
     for row in rows:
         together[str(row["prompt"]), row.get("seed")].append(row)
     merged: list[Row] = []
     for (prompt, _), pair in together.items():
-        verdicts = {row["verdict"] for row in pair}
+        # One order alone cannot agree with itself: a failed other order leaves the comparison undecided.
+        verdicts = {"failed" if "error" in row else row["verdict"] for row in pair}
         if verdicts & {"unreadable", "failed"}:
             verdict = "unreadable"
         else:
