@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from selectkd_eval.errors import choose
+from selectkd_eval.measures import TIES
 from selectkd_eval.records import canonical
 
 Order = Literal["candidate-first", "baseline-first"]
@@ -62,18 +63,16 @@ _LABEL = re.compile(r"\[\[(?=\s*[A-Za-z]\s*\]\])")
 class Protocol:
     """A named way of judging.
 
-    `order`: one order per prompt drawn at random, both orders, or both orders that must agree (else a tie).
-    `ties`: left out of numerator and denominator, or half a win each. `per_order`: the rate is the mean of the two
-    orders' rates, which differs from pooling as soon as a verdict is missing. `labels` maps what the judge writes
-    to the position it names. `decoding` is sent as it is; what it leaves out is the server's own choice.
+    `order`: one order per prompt drawn at random, or both. `ties` is a tie rule of `measures.TIES`. `labels` maps
+    what the judge writes to the position it names. `decoding` is sent as it is; what it leaves out is the server's
+    own choice.
     """
 
     name: str
     source: str
-    order: Literal["random", "both", "both-agree"]
-    ties: Literal["exclude", "half"]
+    order: Literal["random", "both"]
+    ties: Literal["excluded", "half", "half-per-order", "agreement"]
     decoding: MappingProxyType[str, Any]
-    per_order: bool = False
     system: str = _SYSTEM
     user: str = _USER
     ask_again: str = _ASK_AGAIN
@@ -94,14 +93,13 @@ class Protocol:
             "sha256": self.sha256,
             "order": self.order,
             "ties": self.ties,
-            "per_order": self.per_order,
             "decoding": dict(self.decoding),
             "source": self.source,
         }
 
     def orders(self, prompt: str, answer_seed: int, seed: int) -> tuple[Order, ...]:
         """In which order or orders this prompt is shown: the same for every student judged with this seed."""
-        if self.order != "random":
+        if self.order == "both":
             return BOTH_ORDERS
         draw = random.Random(f"shown order {seed} {prompt} {answer_seed}")
         return (draw.choice(BOTH_ORDERS),)
@@ -135,7 +133,7 @@ PROTOCOLS: dict[str, Protocol] = {
         name="selectkd",
         source="SelecTKD (arXiv 2510.24021), Section 4.1: randomised order, ties excluded",
         order="random",
-        ties="exclude",
+        ties="excluded",
         decoding=MappingProxyType({"temperature": 0.0, "max_tokens": 1024}),
     ),
     "distillm2": Protocol(
@@ -143,8 +141,7 @@ PROTOCOLS: dict[str, Protocol] = {
         source="DistiLLM-2's evaluation: one user message, the server's own temperature, both orders, "
         "half a win for a tie, mean of the two orders' rates",
         order="both",
-        ties="half",
-        per_order=True,
+        ties="half-per-order",
         decoding=MappingProxyType({}),
         system="",
         user=f"{_SYSTEM}\n\n{_USER}",
@@ -153,8 +150,8 @@ PROTOCOLS: dict[str, Protocol] = {
         name="mtbench",
         source="MT-bench (Zheng et al. 2023): a win or loss counts when both orders agree, else the prompt ties; "
         "half a win for a tie",
-        order="both-agree",
-        ties="half",
+        order="both",
+        ties="agreement",
         decoding=MappingProxyType({"temperature": 0.0, "max_tokens": 2048}),
     ),
 }
@@ -162,9 +159,8 @@ PROTOCOLS: dict[str, Protocol] = {
 
 def in_words(facts: Mapping[str, Any]) -> str:
     """Order and tie rule of a protocol as a reader says them."""
-    order = {"random": "random order", "both": "both orders", "both-agree": "both orders must agree"}[facts["order"]]
-    ties = {"exclude": "ties excluded", "half": "a tie counts half"}[facts["ties"]]
-    return f"{order}, {ties}" + (", mean of the two orders' rates" if facts.get("per_order") else "")
+    order = {"random": "random order", "both": "both orders"}[facts["order"]]
+    return f"{order}, {TIES[facts['ties']]}"
 
 
 def protocol(name: str) -> Protocol:

@@ -1,0 +1,153 @@
+"""Whose answers are compared? Two sets of answers, joined by the prompt's hash and never by position.
+
+The candidate is an `answer` record; the baseline is another one, a JSON or JSONL file with an answer per prompt, or
+the reference answers of a named prompt set. A prompt that only one side has is an error with counts, not a smaller
+denominator. Several answers per prompt (seeds) are compared seed by seed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selectkd_eval import records
+from selectkd_eval.environment import sha256_file
+from selectkd_eval.errors import InputError
+from selectkd_eval.prompts import EMBEDDED_SETS, Prompt, load_prompts, read_json_rows
+
+_FILE_ANSWER = "generated_text"  # DistiLLM-2's evaluation files call the answer this
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One side: for every prompt id its text and its answers by seed, in the order of the source."""
+
+    name: str
+    sha256: str
+    card: dict[str, Any]
+    prompts: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, str] = field(default_factory=dict)
+    by_seed: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to one prompt."""
+
+    prompt: str
+    text: str
+    seed: int
+    candidate: str
+    baseline: str
+
+
+def load_answers(name: str) -> Answers:
+    """The answers of a record, a file or a named set; an InputError says what is missing."""
+    path = Path(name)
+    if not path.is_file():
+        if name in EMBEDDED_SETS:
+            prompt_set = load_prompts(name)
+            return _references(name, prompt_set.sha256, prompt_set.prompts)
+        raise InputError(f"there are no answers {name!r}: give an answer record or a .json or .jsonl file of answers")
+    if _is_record(path):
+        return _from_record(path)
+    return _references(name, sha256_file(path), _file_prompts(path))
+
+
+def newest_record(directory: Path) -> str:
+    """The finished answer record that was written last, or an InputError with the command that makes one."""
+    finished, unfinished = records.read_all(directory, "answer")
+    if not finished:
+        also = f" ({len(unfinished)} unfinished)" if unfinished else ""
+        raise InputError(
+            f"there is no finished answer record in {directory}{also} to judge: "
+            f"selectkd-eval answer --model MODEL --prompts PROMPTS --out {directory} makes one"
+        )
+    return str(max(finished, key=lambda record: (record.path.stat().st_mtime_ns, record.path.name)).path)
+
+
+def join(candidate: Answers, baseline: Answers, limit: int | None = None) -> list[Comparison]:
+    """Every comparison, prompt by prompt and seed by seed.
+
+    With `limit`, the candidate's first N prompts are judged and the baseline may have more. Otherwise both must
+    cover the same prompts. A baseline with one answer per prompt serves every seed of the candidate.
+    """
+    wanted = list(candidate.text)[:limit]
+    missing = [prompt for prompt in wanted if prompt not in baseline.text]
+    surplus = [] if limit is not None else [prompt for prompt in baseline.text if prompt not in candidate.text]
+    if missing or surplus:
+        shared = len(wanted) - len(missing)
+        hint = f", or judge the candidate's prompts alone with --limit {len(wanted)}" if not missing else ""
+        raise InputError(
+            f"{candidate.name} and {baseline.name} do not answer the same prompts ({len(missing)} only in the first, "
+            f"{len(surplus)} only in the second, {shared} in both): answer one prompt set with both{hint}"
+        )
+    if not wanted:
+        raise InputError(f"{candidate.name} holds no answers to judge: run its answer command again")
+    return [
+        Comparison(prompt, candidate.text[prompt], seed, answer, _partner(baseline, prompt, seed))
+        for prompt in wanted
+        for seed, answer in sorted(candidate.by_seed[prompt].items())
+    ]
+
+
+def _partner(baseline: Answers, prompt: str, seed: int) -> str:
+    answers = baseline.by_seed[prompt]
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    if seed not in answers:
+        raise InputError(
+            f"{baseline.name} has no answer of seed {seed} to prompt {prompt} (it has seeds "
+            f"{', '.join(map(str, sorted(answers)))}): answer with the same --seeds on both sides"
+        )
+    return answers[seed]
+
+
+def _is_record(path: Path) -> bool:
+    if path.suffix != ".jsonl":
+        return False
+    with path.open("rb") as file:
+        return b'"type":"header"' in file.readline()
+
+
+def _from_record(path: Path) -> Answers:
+    record = records.read(path, verb="answer")
+    answers = Answers(
+        name=path.name,
+        sha256=sha256_file(path),
+        card=dict(record.facts["model"]),
+        prompts=dict(record.facts.get("prompts") or {}),
+    )
+    for row in record.good:
+        answers.text[row["prompt"]] = row["text"]
+        answers.by_seed[row["prompt"]][int(row["seed"])] = row["answer"]
+    if record.failed:
+        raise InputError(
+            f"{path} has {len(record.failed)} prompts without an answer, which would be judged as if they had "
+            f"never been asked: run its answer command again"
+        )
+    return answers
+
+
+def _references(name: str, sha256: str, prompts: list[Prompt]) -> Answers:
+    label = Path(name).name
+    answers = Answers(label, sha256, card={"name": label, "fingerprint": sha256, "method": label})
+    for prompt in prompts:
+        if prompt.answer is None:
+            raise InputError(
+                f"{name} has no answer to the prompt {prompt.text[:60]!r}, so it cannot be the baseline: give a file "
+                f"whose entries have answer, output or response"
+            )
+        taken = answers.by_seed[prompt.id]
+        answers.text[prompt.id] = prompt.text
+        taken[len(taken)] = prompt.answer
+    return answers
+
+
+def _file_prompts(path: Path) -> list[Prompt]:
+    rows = read_json_rows(path)
+    if rows and _FILE_ANSWER in rows[0]:
+        return [Prompt(str(row.get("prompt", "")), row.get(_FILE_ANSWER)) for row in rows]
+    return load_prompts(str(path)).prompts
