@@ -15,7 +15,7 @@ from pathlib import Path
 
 from selectkd_eval import __version__
 from selectkd_eval.errors import InputError, SetupError
-from selectkd_eval.verbs import VERBS, Verb
+from selectkd_eval.verbs import VERBS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"selectkd-eval {__version__}")
             return 0
         check_packages()
-        verb = _verb(argv[0])
-        options = _parse(argv[0], verb, argv[1:])
-        module, function = verb.function.split(":")
+        options = parse(argv)
+        module, function = VERBS[argv[0]].function.split(":")
         return getattr(importlib.import_module(module), function)(options) or 0
     except (InputError, SetupError) as error:
         print(f"selectkd-eval: {error}", file=sys.stderr)
@@ -72,31 +71,22 @@ def check_packages() -> None:
             )
 
 
-def _verb(name: str) -> Verb:
-    if name in VERBS:
-        return VERBS[name]
-    near = difflib.get_close_matches(name, VERBS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"there is no verb {name!r}{hint} (selectkd-eval --help lists them)")
-
-
-def _parse(name: str, verb: Verb, argv: list[str]) -> object:
+def parse(argv: Sequence[str]) -> object:
+    """The options of a command line without the program's name; exits with 2 and usage on an unknown flag."""
     import tyro
 
-    default = tyro.MISSING_NONPROP
-    argv, like = _take_like(argv)
+    name, (words, like) = argv[0], _take_like(list(argv[1:]))
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"there is no verb {name!r}{hint} (selectkd-eval --help lists them)")
+    verb, default = VERBS[name], tyro.MISSING_NONPROP
     if like is not None:
         from selectkd_eval.records import replay
 
         default = replay(like, name, verb.options)
     config = (tyro.conf.PositionalRequiredArgs,) if verb.positional else ()
-    return tyro.cli(
-        verb.options,
-        args=argv,
-        default=default,
-        prog=f"selectkd-eval {name}",
-        config=config,
-    )
+    return tyro.cli(verb.options, args=words, default=default, prog=f"selectkd-eval {name}", config=config)
 
 
 def _take_like(argv: list[str]) -> tuple[list[str], str | None]:

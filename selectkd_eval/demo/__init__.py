@@ -1,0 +1,1 @@
+"""The embedded pair, its two text families, and the whole job on them in minutes on a CPU."""

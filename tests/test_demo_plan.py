@@ -1,0 +1,34 @@
+"""Every command of the demo is one that a user could type, and the arms differ only in what they are about."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from selectkd_eval.cli import parse
+from selectkd_eval.demo.plan import ARMS, Plan
+from selectkd_eval.verbs import DemoOptions
+
+
+def test_the_words_of_every_command_parse_back_to_its_options() -> None:
+    for quick in (False, True):
+        for stage in Plan(DemoOptions(quick=quick, out=Path("x"))).stages():
+            for job in stage.jobs:
+                assert parse(job.arguments) == job.options
+
+
+def test_the_arms_share_student_seed_steps_and_the_distilled_ones_share_the_text() -> None:
+    plan = Plan(DemoOptions())
+    control, *distilled = [plan.train(arm, 1).options for arm in ARMS]
+    for options in distilled:
+        same = dataclasses.replace(
+            options, name="", recipe="", data="", method="", save=None, verifier="none"
+        ) == dataclasses.replace(control, name="", recipe="", data="", method="", save=None, verifier="none")
+        assert same
+    assert len({options.data for options in distilled}) == 1 != control.data
+
+
+def test_the_noisy_teacher_is_noisy_for_every_distilled_arm_and_for_no_other() -> None:
+    plan = Plan(DemoOptions(noisy_teacher=True))
+    assert [plan.train(arm, 0).options.teacher_noise for arm in ARMS] == [0.0, 0.3, 0.3, 0.3]
+    assert plan.records != Plan(DemoOptions()).records
