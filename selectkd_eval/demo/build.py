@@ -58,7 +58,7 @@ class Settings:
 
 
 MODELS = {
-    "teacher": Settings(96, 6, 256, data="teacher", gsm=24000, stories=10000, steps=1200, seed=11),
+    "teacher": Settings(96, 6, 256, data="teacher", gsm=28000, stories=12000, steps=1400, seed=11),
     "student": Settings(64, 2, 160, data="labelled", gsm=1500, stories=500, steps=350, seed=12),
     "draft": Settings(64, 1, 160, data="teacher", gsm=24000, stories=10000, steps=1200, seed=13),
     "judge": Settings(64, 2, 160, data="judge", gsm=0, stories=12000, steps=375, seed=14),
@@ -180,9 +180,7 @@ def batches(sequences: list[Encoded], size: int, seed: int, pad: int) -> Iterato
                 yield ids, labels
 
 
-def train(
-    model: LlamaForCausalLM, sequences: list[Encoded], settings: Settings, seed: int, label: str
-) -> None:
+def train(model: LlamaForCausalLM, sequences: list[Encoded], settings: Settings, seed: int, label: str) -> None:
     """Cross-entropy on answer tokens; Muon for matrices, AdamW for the rest, linear warm-up and decay.
 
     No attention mask is needed: padding is on the right, attention is causal, padding carries no loss.
@@ -203,9 +201,7 @@ def train(
     for _ in (progress := tqdm(range(settings.steps), desc=label, mininterval=1.0)):
         ids, labels = next(stream)
         wanted = labels[:, 1:] != IGNORED
-        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[
-            wanted
-        ]  # logits only where there is a loss
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[wanted]  # logits only where there is a loss
         loss = cross_entropy(model.lm_head(hidden), labels[:, 1:][wanted])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -248,9 +244,7 @@ def _once(sequences: list[Encoded], pad: int) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def greedy(
-    model: LlamaForCausalLM, tokenizer: Any, prompts: list[str], label: str, new_tokens: int = 64
-) -> list[str]:
+def greedy(model: LlamaForCausalLM, tokenizer: Any, prompts: list[str], label: str, new_tokens: int = 64) -> list[str]:
     """Greedy completions; prompts of equal token length are decoded together, so no padding is involved."""
     groups: dict[int, list[int]] = {}
     encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]

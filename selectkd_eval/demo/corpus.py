@@ -61,9 +61,7 @@ def story_example(story: mini_stories.Story, name: str) -> dict[str, Any]:
 def _set(family: str, name: str) -> tuple[dict[str, Any], ...]:
     size, seed = SIZES[family][name], f"set/{name}"
     if family == "mini-gsm":
-        return tuple(
-            gsm_example(p, name) for p in itertools.islice(mini_gsm.problems(_SPLIT[name], seed), size)
-        )
+        return tuple(gsm_example(p, name) for p in itertools.islice(mini_gsm.problems(_SPLIT[name], seed), size))
     told = mini_stories.stories(_SPLIT[name], seed, repeat_content=False)
     return tuple(story_example(s, name) for s in itertools.islice(told, size))
 

@@ -21,24 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-_CHARACTERS = (
-    "dog",
-    "cat",
-    "girl",
-    "boy",
-    "bear",
-    "frog",
-    "mouse",
-    "fox",
-    "duck",
-    "king",
-    "rabbit",
-    "bird",
-    "queen",
-    "pig",
-)
-_THINGS = ("ball", "hat", "book", "cake", "boat", "kite", "bell", "drum", "key", "coin", "shoe", "lamp")
-_ADJECTIVES = ("red", "blue", "big", "tiny", "golden", "shiny", "green", "soft")
+# ruff: noqa: SIM905 - word lists read better as text
+
+_CHARACTERS = "dog cat girl boy bear frog mouse fox duck king rabbit bird queen pig".split()
+_THINGS = "ball hat book cake boat kite bell drum key coin shoe lamp".split()
+_ADJECTIVES = "red blue big tiny golden shiny green soft".split()
 _EVENTS = {"lost": "sad", "broke": "sad", "forgot": "sad", "found": "glad", "made": "glad", "won": "glad"}
 
 _TIMES = (
@@ -53,26 +40,13 @@ _TIMES = (
     "After lunch",
     "At noon",
 )
-_SIZES = ("small", "young", "kind", "hungry", "brave", "quiet", "lazy", "clever", "funny", "sleepy")
-_GOING = ("went", "walked", "ran", "came", "hurried", "flew", "jumped", "sailed", "wandered", "raced")
-_MANNERS = ("slowly", "quickly", "happily", "alone", "again", "quietly", "early", "late", "straight", "back")
-_PLACES = (
-    "park",
-    "river",
-    "forest",
-    "market",
-    "garden",
-    "beach",
-    "school",
-    "farm",
-    "castle",
-    "lake",
-    "hill",
-    "bridge",
-)
-_LOOKS = ("dark", "sunny", "cold", "wide", "empty", "pretty", "noisy", "distant", "strange", "busy")
-_KINDS = ("tall", "broken", "round", "heavy", "white", "black", "wooden", "lovely", "dusty", "brown")
-_SPOTS = ("tree", "gate", "rock", "wall", "door", "bush", "well", "house", "bench", "cart")
+_SIZES = "small young kind hungry brave quiet lazy clever funny sleepy gentle silly wise proud".split()
+_GOING = "went walked ran came hurried flew jumped sailed wandered raced climbed moved strolled crept".split()
+_MANNERS = "slowly quickly happily alone again quietly early late straight back softly gladly loudly today".split()
+_PLACES = "park river forest market garden beach school farm castle lake hill bridge village mill tower zoo".split()
+_LOOKS = "dark sunny cold wide empty pretty noisy distant strange busy foggy green famous secret".split()
+_KINDS = "tall broken round heavy white black wooden lovely dusty brown narrow mossy yellow stone".split()
+_SPOTS = "tree gate rock wall door bush well house bench cart fence shed stairs post".split()
 _NEAR = ("near", "behind", "under", "beside", "by", "at", "close to")
 _FEELINGS = {
     "sad": ("sad", "angry", "worried", "upset", "lonely", "sorry"),
@@ -160,15 +134,15 @@ class Story:
 
 
 def _pick(rng: Random, options: Sequence[str]) -> str:
-    """A choice that prefers earlier options mildly (weight 1 / (5 + rank)): words differ in frequency."""
-    return rng.choices(options, weights=[1 / (5 + rank) for rank in range(len(options))])[0]
+    """A choice that prefers earlier options mildly (weight 1 / (8 + rank)): words differ in frequency."""
+    return rng.choices(options, weights=[1 / (8 + rank) for rank in range(len(options))])[0]
 
 
 def _opening(rng: Random, words: dict[str, str]) -> str:
     start = f"{_pick(rng, _TIMES)} a {_pick(rng, _SIZES)} {{who}} {_pick(rng, _GOING)}"
     start += f" {_pick(rng, _MANNERS)} to the {_pick(rng, _LOOKS)} {_pick(rng, _PLACES)}"
     if rng.random() < 0.5:
-        start += " with a {friend}"
+        start += f" with a {_pick(rng, _SIZES)} {{friend}}"
     return (start + ".").format(**words)
 
 
