@@ -1,10 +1,10 @@
 """`speedup`: what does a distilled student buy as a draft for its teacher? The paper's Table 5.
 
-First the gate: greedy speculative text must be plain decoding's text, or differ only where two logits tie numerically. A draft
-that changes the text has no speed-up, so none is measured. Then the clock: per prompt the same token ids and the same number
-of new tokens for every arm, the arms (plain decoding twice, and each gamma) in an order shuffled per repetition, garbage
-collection off, one thread unless told otherwise. The number is the ratio of summed per-prompt medians; plain decoding against
-itself (`ar2`) must come out at 1.
+First the gate: greedy speculative text must be plain decoding's text, or differ only where two logits tie
+numerically. A draft that changes the text has no speed-up, so none is measured. Then the clock: per prompt
+the same token ids and the same number of new tokens for every arm, the arms (plain decoding twice, and each
+gamma) in an order shuffled per repetition, garbage collection off, one thread unless told otherwise. The
+number is the ratio of summed per-prompt medians; plain decoding against itself (`ar2`) must come out at 1.
 
 Batch 1 only, and no server: throughput under load is another question. End tokens are ignored while timing.
 """
@@ -25,14 +25,14 @@ import torch
 from tqdm import tqdm
 
 from selectkd_eval import environment, measures, pair, prompts, records
-from selectkd_eval.draft_verify import Decoded, plain, speculative
+from selectkd_eval.draft_verify import GREEDY, Decoded, Sampling, plain, speculative
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
 from selectkd_eval.verbs import SpeedupOptions
 
-# Two logits this many units in the last place apart are a tie. One row and gamma + 1 rows go through different matrix kernels:
-# in half precision that is worth an ulp or two per logit; in fp32 the last bits of every layer add up. A wrong cache or accept
-# rule misses by orders of magnitude more.
+# Two logits this many units in the last place apart are a tie. One row and gamma + 1 rows go through
+# different matrix kernels: in half precision that is worth an ulp or two per logit; in fp32 the last bits of
+# every layer add up. A wrong cache or accept rule misses by orders of magnitude more.
 TIE_ULPS = {torch.float32: 128, torch.bfloat16: 4}
 
 
@@ -44,19 +44,12 @@ class Arms(NamedTuple):
     vocabulary: int
     new_tokens: int
 
-    def decode(
-        self,
-        ids: Sequence[int],
-        gamma: int,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Decoded:
+    def decode(self, ids: Sequence[int], gamma: int, sampling: Sampling = GREEDY) -> Decoded:
         """One run; gamma 0 is plain decoding."""
         same: dict[str, Any] = {
             "new_tokens": self.new_tokens,
             "vocabulary": self.vocabulary,
-            "temperature": temperature,
-            "generator": generator,
+            "sampling": sampling,
         }
         if gamma == 0:
             return plain(self.target, ids, **same)
@@ -89,8 +82,8 @@ def run(options: SpeedupOptions) -> int | None:
             "dtype": options.dtype,
             "threads": threads,
             "vocabulary": both.vocabulary,
-            "rules": "batch 1; end token ignored; `tokens` and decode_wall_s leave out the prefill and its one token; "
-            "`steps` counts target calls after the prefill; gate: a tie is a logit gap of at most "
+            "rules": "batch 1; end token ignored; `tokens` and decode_wall_s leave out the prefill and its one "
+            "token; `steps` counts target calls after the prefill; gate: a tie is a logit gap of at most "
             f"{TIE_ULPS[getattr(torch, options.dtype)]} ulp",
         },
     ) as record:
@@ -103,7 +96,9 @@ def run(options: SpeedupOptions) -> int | None:
 
 
 def _gate(record: records.Writer, arms: Arms, ids: dict[str, list[int]], options: SpeedupOptions) -> bool:
-    """Greedy decoding of every prompt with every gamma, against plain decoding; False when a text was changed."""
+    """Greedy decoding of every prompt with every gamma, against plain decoding; False when a text was
+    changed.
+    """
     for prompt, tokens in tqdm(ids.items(), desc="lossless?", disable=None):
         key = f"gate/{prompt}"
         if key in record.done:
@@ -125,7 +120,8 @@ def _gate(record: records.Writer, arms: Arms, ids: dict[str, list[int]], options
 def gap_in_ulps(target: Any, prompt: Sequence[int], text: Sequence[int], vocabulary: int) -> float:
     """How far, at worst, a token of ``text`` lies below the target's best choice after the same prefix.
 
-    In units in the last place of the largest logit, in the target's own precision: 0 when every token is a greedy choice.
+    In units in the last place of the largest logit, in the target's own precision: 0 when every token is a
+    greedy choice.
     """
     ids = torch.tensor([[*prompt, *text]], device=target.device)
     logits = target(input_ids=ids, use_cache=False, logits_to_keep=len(text) + 1).logits[0, :-1, :vocabulary]
@@ -145,22 +141,22 @@ def _time(
     """Every arm on every prompt, `repetitions` times, in a shuffled order that depends on the seed only."""
     gammas = {"ar": 0, "ar2": 0} | {f"gamma{gamma}": gamma for gamma in options.gamma}
     for gamma in gammas.values():
-        arms.decode(ids[chosen[0].id], gamma, options.temperature)  # warm-up
+        arms.decode(ids[chosen[0].id], gamma, _sampling(options, "warm-up", 0, arms))
     for prompt in tqdm(chosen, desc="timing", disable=None):
         keys = [f"{prompt.id}/{rep}/{arm}" for rep in range(options.repetitions) for arm in gammas]
         if all(key in record.done for key in keys):
             continue
-        arms.decode(ids[prompt.id], 0, options.temperature)  # this prompt length's kernels and memory
+        arms.decode(ids[prompt.id], 0)  # this prompt length's kernels and memory
         for rep in range(options.repetitions):
             order = list(gammas)
             random.Random(f"{options.seed}/{prompt.id}/{rep}").shuffle(order)
             for arm in order:
                 if (key := f"{prompt.id}/{rep}/{arm}") in record.done:
                     continue
-                generator = _generator(options, prompt.id, rep, arms.target.device)
+                sampling = _sampling(options, prompt.id, rep, arms)
                 with _quiet(arms.target.device):
                     wall, cpu = time.perf_counter(), time.process_time()
-                    decoded = arms.decode(ids[prompt.id], gammas[arm], options.temperature, generator)
+                    decoded = arms.decode(ids[prompt.id], gammas[arm], sampling)
                     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                 place = {
                     "prompt": prompt.id,
@@ -189,9 +185,10 @@ def _counts(decoded: Decoded) -> dict[str, Any]:
     }
 
 
-def _generator(options: SpeedupOptions, prompt: str, rep: int, device: torch.device) -> torch.Generator:
+def _sampling(options: SpeedupOptions, prompt: str, rep: int, arms: Arms) -> Sampling:
     digest = hashlib.sha256(f"{options.seed}/{prompt}/{rep}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator(arms.target.device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return Sampling(options.temperature, generator)
 
 
 @contextmanager
@@ -215,21 +212,17 @@ def _summary(record: records.Writer, options: SpeedupOptions, lossless: bool) ->
     rule = "greedy" if options.temperature == 0 else f"sampled at temperature {options.temperature:g}"
     lines = [
         f"speed-up of {options.target} with {options.draft} as its draft, {rule}, {options.dtype}",
-        f"greedy text against plain decoding on {sum(counts.values())} prompts: {counts['identical']} identical, "
-        f"{counts['tie']} different at a numerical tie, {counts['violation']} violations",
+        f"greedy text against plain decoding on {sum(counts.values())} prompts: {counts['identical']} "
+        f"identical, {counts['tie']} different at a numerical tie, {counts['violation']} violations",
     ]
     if not lossless:
         lines.append("The draft changes the target's text, so there is no speed-up to report.")
         return [*lines, f"record: {record.path}"]
     # Greedy p and q are single tokens, whose overlap says the same as accepted / tested.
     kinds = [what for what in measures.ACCEPTANCE if what != "overlap" or options.temperature > 0]
-    table = [
-        ["arm", "speed-up", "decode only", "CPU time", *(measures.ACCEPTANCE[what][2] for what in kinds)]
-    ]
+    table = [["arm", "speed-up", "decode only", "CPU time", *(measures.ACCEPTANCE[what][2] for what in kinds)]]
     for arm in ("ar2", *measures.speedup_arms(rows)):
-        cells = [
-            measures.speedup(rows, arm, clock).estimate() for clock in ("wall_s", "decode_wall_s", "cpu_s")
-        ]
+        cells = [measures.speedup(rows, arm, clock).estimate() for clock in ("wall_s", "decode_wall_s", "cpu_s")]
         if arm != "ar2":
             cells += [measures.acceptance(rows, arm, what).estimate() for what in kinds]
         table.append([arm, *map(_cell, cells), *[""] * (len(table[0]) - 1 - len(cells))])
@@ -264,7 +257,7 @@ def _check(options: SpeedupOptions) -> None:
         raise InputError(f"--repetitions must be at least 1, not {options.repetitions}")
     if options.max_new_tokens < 2:
         raise InputError(
-            f"--max-new-tokens must be at least 2 to leave something to speed up, not {options.max_new_tokens}"
+            f"--max-new-tokens must be at least 2, the first comes from the prefill; not {options.max_new_tokens}"
         )
     if options.temperature < 0:
         raise InputError(f"--temperature must be 0 (greedy) or more, not {options.temperature}")

@@ -1,0 +1,179 @@
+"""`tar`: how many of the student's proposals does the teacher accept on held-out text? The paper's Eq. 13 and
+Figure 4a.
+
+Teacher and students read the same held-out tokens; every student is scored against one teacher pass. Per
+prompt the record holds sums over its response tokens, so any mean (Eq. 13's mean over sequences, or pooled
+over tokens) and its interval can be taken later: the greedy Top-k acceptance (Eq. 9, and its k = 1), the
+exact Spec-k acceptance ``1 - TV^k`` (Eqs. 10-12), alpha = ``1 - TV``, and the losses beside them.
+
+Acceptance is the verifier's indicator, never "weight = 1": at beta = 1 every weight is 1. The contexts are
+the given text, not the student's own; neither is this the acceptance rate of a speculative decoder (see
+`speedup`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selectkd_eval import environment, measures, pair, prompts, records, verifiers
+from selectkd_eval.divergences import fkl, nll, tvd
+from selectkd_eval.errors import InputError
+from selectkd_eval.teacher_forced import Batch, batches, digest, encode, log_probs, per_sequence
+from selectkd_eval.verbs import TarOptions
+
+
+def run(options: TarOptions) -> int | None:
+    """Measure (or finish measuring) every student, and print a line for each."""
+    verifiers.check_gate(options.k, 0.0)
+    environment.set_threads(options.threads)
+    device = environment.device(options.device)
+    teacher = pair.load_model(options.teacher, device)
+    students = [pair.load_model(name, device) for name in expand(options.student)]
+    vocabulary = [pair.common_vocabulary(teacher, student) for student in students]
+    chosen = prompts.load_prompts(options.data, options.limit)
+    examples = encode(teacher.tokenizer, chosen, teacher.model, *(student.model for student in students))
+    with records.open_record(
+        "tar",
+        options,
+        inputs={
+            "teacher": teacher.card.fingerprint,
+            "data": digest(examples),
+            **{f"student {index}": student.card.fingerprint for index, student in enumerate(students)},
+        },
+        facts={
+            "teacher": teacher.card.as_dict(),
+            "students": [student.card.as_dict() | {"step": step_of(student.card)} for student in students],
+            "prompts": chosen.facts() | {"used": len(examples)},
+            "k": options.k,
+            "vocabulary": vocabulary,
+            "context": "the given text (teacher forcing); the end token is a response token; temperature 1",
+        },
+    ) as record:
+        pad = teacher.tokenizer.pad_token_id or 0
+        if not record.complete:
+            every = list(batches(examples, options.batch_size, pad, device))
+            for batch in tqdm(every, desc="tar", disable=None):
+                _measure(record, options.k, teacher, students, vocabulary, batch)
+            record.finish()
+        print("\n".join(_summary(record, options, students)))
+    return None
+
+
+def _measure(
+    record: records.Writer,
+    k: int,
+    teacher: pair.LoadedModel,
+    students: Sequence[pair.LoadedModel],
+    vocabulary: Sequence[int],
+    batch: Batch,
+) -> None:
+    """One teacher pass, and every student that still lacks a row of this batch."""
+    missing = {
+        index: [key for key in batch.keys if f"{index}/{key}" not in record.done] for index in range(len(students))
+    }
+    if not any(missing.values()):
+        return
+    widest = log_probs(teacher.model, batch, max(vocabulary))
+    counts = per_sequence(torch.ones_like(batch.row, dtype=torch.float64), batch).tolist()
+    for index, student in enumerate(students):
+        if not missing[index]:
+            continue
+        log_p = widest[:, : vocabulary[index]]
+        if log_p.shape[-1] < widest.shape[-1]:
+            log_p = log_p.log_softmax(-1)
+        sums = {
+            name: per_sequence(values, batch).tolist()
+            for name, values in quantities(
+                log_p, log_probs(student.model, batch, vocabulary[index]), batch.targets, k
+            ).items()
+        }
+        for place, key in enumerate(batch.keys):
+            if key in missing[index]:
+                row: dict[str, Any] = {name: values[place] for name, values in sums.items()}
+                record.write(
+                    f"{index}/{key}",
+                    student=index,
+                    step=step_of(student.card),
+                    prompt=key,
+                    n_tokens=int(counts[place]),
+                    **row,
+                )
+
+
+def quantities(log_p: Tensor, log_q: Tensor, targets: Tensor, k: int) -> dict[str, Tensor]:
+    """Everything measured per position: log-probabilities ``(N, V)`` and the tokens ``(N,)`` to values
+    ``(N,)``.
+    """
+    return {
+        "greedy": verifiers.top_k(log_p, log_q, k),
+        "greedy1": verifiers.top_k(log_p, log_q, 1),
+        "spec": verifiers.spec_k_expected(log_p, log_q, k),
+        "alpha": 1 - tvd(log_p, log_q),
+        "fkl": fkl(log_p, log_q),
+        "nll": nll(log_q, targets),
+        "hellinger": verifiers.hellinger(log_p, log_q),
+        "teacher_entropy": -(log_p.exp() * log_p.clamp_min(-1e30)).sum(-1),
+    }
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """Each name, or the checkpoints it stands for in order of their steps, and then the final student.
+
+    A train record, or the directory of a trained student, stands for all the checkpoints kept in it.
+    """
+    found: list[str] = []
+    for name in names:
+        where = Path(name)
+        if name.endswith(".jsonl") or (where.is_dir() and any(where.glob("checkpoint-*"))):
+            directory = Path(pair.locate(name)) if name.endswith(".jsonl") else where
+            checkpoints = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+            found += [str(path) for path in checkpoints]
+            if name.endswith(".jsonl") or any(
+                (where / file).exists() for file in ("config.json", "adapter_config.json")
+            ):
+                found.append(name)
+        else:
+            found.append(name)
+    if not found:
+        raise InputError("--student names no model: give directories, train records or embedded:NAME")
+    return found
+
+
+def step_of(card: pair.ModelCard) -> int | None:
+    """The training step of a student: from its checkpoint directory's name, or what its training wrote down."""
+    folder = Path(card.name).name
+    if folder.startswith("checkpoint-"):
+        return int(folder.split("-")[1])
+    step = card.training.get("steps")
+    return int(step) if step is not None else None
+
+
+def _summary(record: records.Writer, options: TarOptions, students: Sequence[pair.LoadedModel]) -> list[str]:
+    rows = list(record.done.values())
+    names = {
+        "greedy": f"TAR greedy-{options.k}",
+        "greedy1": "TAR greedy-1",
+        "spec": f"TAR spec-{options.k}",
+        "alpha": "alpha = 1 - TV",
+        "fkl": "KL(p, q)",
+    }
+    table = [["student", "step", *names.values()]]
+    for index, student in enumerate(students):
+        step = step_of(student.card)
+        cells = [measures.tar(rows, index, what).estimate() for what in names]
+        text = [f"{cell.value:.4f} [{cell.low:.4f}, {cell.high:.4f}]" for cell in cells]
+        table.append([student.card.method, "-" if step is None else str(step), *text])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    prompts_measured = len({row["prompt"] for row in rows})
+    return [
+        *("  ".join(map(str.ljust, line, widths)).rstrip() for line in table),
+        f"mean over {prompts_measured} sequences of per-sequence means (Eq. 13), [ ] 95 % over sequences; "
+        f"teacher {options.teacher}, text {options.data}",
+        f"record: {record.path}",
+    ]
