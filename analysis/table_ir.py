@@ -37,6 +37,7 @@ class Cell:
     p: float = float("nan")
     p_holm: float = float("nan")
     digits: int = 2
+    interval_digits: int = 1
     prefix: str = ""
     best: bool = False
     second: bool = False
@@ -64,7 +65,7 @@ class Cell:
             spans.append(Span(f" ({signed(self.delta.value, self.digits)})", "unsure" if unsure else "delta"))
             if unsure or self.p_holm < 0.05:
                 spans.append(Span(UNSURE if unsure else HOLDS, "mark"))
-        spans.append(Span(interval(self.value, max(1, self.digits - 1)), "interval"))
+        spans.append(Span(interval(self.value, self.interval_digits), "interval"))
         return spans
 
 

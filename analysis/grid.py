@@ -1,0 +1,109 @@
+"""How good is every method on everything that was measured, and how much better than its base?
+
+A grid of methods by columns (tasks, or win rates under one protocol and judge). Training seeds are pooled prompt
+by prompt; differences are paired by prompt. Tables, bar figures and the report's sentences read the same grid, so
+they cannot disagree. What is not comparable is never compared: other prompts, other judge, other column.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from typing import Literal
+
+from analysis.load import Column, Library, Measurement, Method
+from selectkd_eval import measures, stats
+from selectkd_eval.errors import InputError
+from selectkd_eval.measures import Terms
+from selectkd_eval.stats import Estimate
+
+AVERAGE = Column("passk", "AVG", (("average", True),))
+
+
+class Grid:
+    """Every number of one kind (passk or winrate), by column and method. Values are shares; nothing is rounded."""
+
+    def __init__(self, library: Library, kind: Literal["passk", "winrate"], resamples: int) -> None:
+        self.library = library
+        self.kind = kind
+        self.resamples = resamples
+        self.found: dict[tuple[Column, Method], list[Measurement]] = defaultdict(list)
+        for measurement in library.measurements():
+            if measurement.column.kind == kind:
+                self.found[measurement.column, measurement.method].append(measurement)
+        self.columns = sorted({column for column, _ in self.found}, key=lambda column: (column.label, str(column.key)))
+        self.methods = sorted({method for _, method in self.found}, key=lambda method: method.order)
+        self.notes: list[str] = []
+        self.estimate = cache(self._estimate)
+        self.delta = cache(self._delta)
+
+    def label(self, column: Column) -> str:
+        """The column's name, with whatever tells it apart from another column of that name."""
+        twins = [other for other in self.columns if other.label == column.label]
+        differing = [name for name, _ in column.key if len({str(twin.get(name)) for twin in twins}) > 1]
+        words = [f"{name} {str(column.get(name))[:12]}" for name in differing if name != "protocol_sha256"]
+        return f"{column.label} ({', '.join(words)})" if words else column.label
+
+    def terms(self, column: Column, method: Method) -> Terms | None:
+        """All seeds of a method, prompt by prompt."""
+        found = self.found.get((column, method))
+        return measures.pool([measurement.terms for measurement in found]) if found else None
+
+    def seeds(self, column: Column, method: Method) -> tuple[tuple[int | None, float], ...]:
+        """(training seed, value) of every student, by seed."""
+        found = self.found.get((column, method), [])
+        by_seed: dict[int | None, list[Terms]] = defaultdict(list)
+        for measurement in found:
+            by_seed[measurement.seed].append(measurement.terms)
+        order = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
+        return tuple((seed, measures.pool(by_seed[seed]).value) for seed in order)
+
+    def sources(self, column: Column, method: Method) -> tuple[str, ...]:
+        """File names of the records behind a number."""
+        return tuple(sorted({found.record.path.name for found in self.found.get((column, method), [])}))
+
+    def base_of(self, column: Column, method: Method) -> Method | None:
+        """The method without the gate, measured on the same column."""
+        here = [other for other in self.methods if (column, other) in self.found]
+        return self.library.base_of(method, here) if method.base else None
+
+    def _estimate(self, column: Column, method: Method) -> Estimate | None:
+        terms = self.terms(column, method)
+        return terms.estimate(self.resamples) if terms else None
+
+    def _delta(self, column: Column, a: Method, b: Method) -> tuple[Estimate, float] | None:
+        """a minus b, paired by prompt; None, with a note, when the prompts are not the same."""
+        left, right = self.terms(column, a), self.terms(column, b)
+        if left is None or right is None:
+            return None
+        names = f"{self.library.label(a)} and {self.library.label(b)} on {self.label(column)}"
+        try:
+            found = measures.delta(left, right, self.resamples)
+        except InputError as error:
+            self.note(f"No difference of {names}: {error}.")
+            return None
+        seeds = [tuple(seed for seed, _ in self.seeds(column, method)) for method in (a, b)]
+        if seeds[0] != seeds[1]:
+            self.note(f"The difference of {names} pools unequal training seeds: {seeds[0]} and {seeds[1]}.")
+        return found
+
+    def average(self, method: Method) -> Estimate | None:
+        """Unweighted mean over all columns; None unless the method was measured on every one."""
+        parts = [self.terms(column, method) for column in self.columns]
+        if len(parts) < 2 or not all(part and part.den.sum() for part in parts):
+            return None
+        return stats.mean_of_ratios([(p.num, p.den) for p in parts if p], resamples=self.resamples)[0]
+
+    def average_delta(self, a: Method, b: Method) -> tuple[Estimate, float] | None:
+        """Difference of two averages, paired by prompt within every column."""
+        left, right = ([self.terms(column, method) for column in self.columns] for method in (a, b))
+        pairs = [(x, y) for x, y in zip(left, right, strict=True) if x and y and x.prompts == y.prompts]
+        if len(pairs) < max(2, len(self.columns)) or not all(x.den.sum() and y.den.sum() for x, y in pairs):
+            return None
+        return stats.mean_of_ratios(
+            [(x.num, x.den) for x, _ in pairs], [(y.num, y.den) for _, y in pairs], resamples=self.resamples
+        )
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)

@@ -1,0 +1,116 @@
+"""Table 5: what each draft buys in speculative decoding, and under which definition of acceptance.
+
+The paper prints one "Acpt." without saying which. Two definitions are in use and differ widely: accepted / tested
+(the alpha of Leviathan et al., conditional on the position being reached) and accepted / drafted (what serving
+engines print; it falls with the draft length). Both are printed here, each under its own name.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from analysis.load import Library, Method
+from analysis.table_ir import Block, Cell, Column, Row, Table, number
+from selectkd_eval import measures
+from selectkd_eval.errors import InputError
+from selectkd_eval.measures import Terms
+from selectkd_eval.records import Record
+
+_ACCEPTANCE = ("alpha", "block", "tokens")
+
+
+def speed_table(records: Library, resamples: int) -> Table:
+    """One block per target and decoding temperature, one row per draft, one group of columns per draft length."""
+    found = records.of("speedup")
+    if not found:
+        raise InputError("table 5 needs speedup records: run `selectkd-eval speedup` first")
+    arms = sorted({arm for record in found for arm in measures.speedup_arms(record.rows)}, key=_length)
+    columns = tuple(
+        Column(label, f"γ = {_length(arm)}")
+        for arm in arms
+        for label in ("Speed-up", *(measures.ACCEPTANCE[name][2] for name in _ACCEPTANCE))
+    )
+    blocks: dict[str, dict[Method, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in found:
+        blocks[_setting(records, record)][records.method(record.facts["draft"])].append(record)
+    built = []
+    for setting, by_method in sorted(blocks.items()):
+        ordered = sorted(by_method.items(), key=lambda item: item[0].order)
+        rows = [
+            Row(records.label(method), tuple(c for arm in arms for c in _cells(found, arm, resamples)))
+            for method, found in ordered
+        ]
+        built.append(Block(setting, tuple(rows)))
+    caption = (
+        "γ: draft length. Speed-up: seconds of plain decoding over seconds of speculative decoding, end to end, one fixed length per "
+        "prompt, each prompt's median over repetitions, summed over prompts. accepted / tested: share of drafted "
+        "tokens accepted among those the target examined; accepted / drafted: among all drafted. Brackets: 95 % "
+        f"interval, percentile bootstrap over prompts, {resamples:,} resamples."
+    )
+    notes = tuple(note for setting in sorted(blocks) for note in _notes(records, blocks[setting], resamples))
+    return Table("table5", "Table 5. Speculative decoding.", caption, columns, tuple(built), notes, stub="Draft")
+
+
+def _length(arm: str) -> int:
+    return int(arm.removeprefix("gamma"))
+
+
+def _setting(records: Library, record: Record) -> str:
+    facts, options = record.facts, record.options
+    temperature = facts.get("temperature", options.get("temperature", 0.0))
+    decoding = f"temperature {temperature:g}" if temperature else "greedy"
+    target = facts["target"].get("name") or records.label(records.method(facts["target"]))
+    prompts = facts.get("prompts")
+    name = prompts["name"] if isinstance(prompts, dict) and "name" in prompts else options.get("prompts", "")
+    return f"Target {target}, {decoding}, {name}, at most {options.get('max_new_tokens')} tokens"
+
+
+def _cells(found: list[Record], arm: str, resamples: int) -> list[Cell]:
+    """Speed-up and acceptances of one draft at one length, its training seeds pooled by prompt."""
+    names = tuple(sorted(record.path.name for record in found))
+    violated = any(measures.lossless_counts(record.rows)["violation"] for record in found)
+    parts = {"speed": [measures.speedup(record.rows, arm) for record in found]}
+    parts |= {name: [measures.acceptance(record.rows, arm, name) for record in found] for name in _ACCEPTANCE}
+    cells = []
+    for name, terms in parts.items():
+        pooled = measures.pool(terms)
+        if not pooled.den.sum():
+            cells.append(Cell())
+        elif name == "speed" and violated:
+            cells.append(Cell(text="text changed"))
+        else:
+            cells.append(_cell(pooled, terms, found, name, names, resamples))
+    return cells
+
+
+def _cell(
+    pooled: Terms, parts: list[Terms], found: list[Record], name: str, names: tuple[str, ...], resamples: int
+) -> Cell:
+    seeds = [record.facts["draft"].get("seed") for record in found]
+    return Cell(
+        value=pooled.estimate(resamples),
+        prefix="×" if name == "speed" else "",
+        digits=2 if name in ("speed", "tokens") else 3,
+        interval_digits=2 if name in ("speed", "tokens") else 3,
+        seeds=tuple((seed, part.value) for seed, part in zip(seeds, parts, strict=True)),
+        records=names,
+    )
+
+
+def _notes(records: Library, by_method: dict[Method, list[Record]], resamples: int) -> list[str]:
+    notes = []
+    for method, found in sorted(by_method.items(), key=lambda item: item[0].order):
+        label = records.label(method)
+        rows = [row for record in found for row in record.rows]
+        gate = measures.lossless_counts(rows)
+        if sum(gate.values()):
+            notes.append(
+                f"{label}: speculative text identical to plain decoding on {gate['identical']} prompts, "
+                f"a numerical tie on {gate['tie']}, changed on {gate['violation']}."
+            )
+        control = measures.pool([measures.speedup(record.rows, "ar2") for record in found])
+        if control.den.sum():
+            estimate = control.estimate(resamples)
+            low, high = number(estimate.low, 3), number(estimate.high, 3)
+            notes.append(f"{label}: plain decoding timed twice gives ×{number(estimate.value, 3)} [{low}, {high}].")
+    return notes

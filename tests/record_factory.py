@@ -1,0 +1,284 @@
+"""Records with the fields that the verbs write, filled with synthetic rows: for tests of reading and layout.
+
+The rows are made up from a seed; nothing here is a measurement. Files go through `records.open_record`, so their
+headers, names and end lines are the real ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selectkd_eval.records import Record, open_record, read, record_path
+from selectkd_eval.verbs import (
+    LandscapeOptions,
+    PasskOptions,
+    SpeedupOptions,
+    TarOptions,
+    TrainOptions,
+    WinrateOptions,
+)
+
+GATES = {"SFT-control": "none", "KD": "none", "KD + Top-k": "top-k", "KD + Spec-k": "spec-k"}
+SKILL = {"Teacher": 0.92, "Start": 0.5, "SFT-control": 0.58, "KD": 0.72, "KD + Top-k": 0.69, "KD + Spec-k": 0.73}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def card(method: str, seed: int | None = None, **training: Any) -> dict[str, Any]:
+    """The card of the teacher, of the untrained student, or of a student trained by `method`."""
+    if method in ("Teacher", "Start"):
+        name = {"Teacher": "embedded:teacher", "Start": "embedded:student"}[method]
+        return {
+            "name": name,
+            "fingerprint": digest(name),
+            "parameters": 700_000 if method == "Teacher" else 120_000,
+            "method": name,
+            "base_method": "",
+            "seed": None,
+            "training": {},
+        }
+    facts = {
+        "method": method,
+        "base_method": "KD" if method.startswith("KD +") else "",
+        "recipe": "sft" if method.startswith("SFT") else "kd",
+        "verifier": GATES.get(method, "none"),
+        "k": 5,
+        "beta": 0.01,
+        "seed": seed,
+        **training,
+    }
+    return {
+        "name": f"students/{method}-{seed}",
+        "fingerprint": digest(f"{method}{seed}{sorted(training.items())}"),
+        "parameters": 120_000,
+        "method": method,
+        "base_method": facts["base_method"],
+        "seed": seed,
+        "training": facts,
+    }
+
+
+def write(verb: str, options: Any, facts: dict[str, Any], rows: list[dict[str, Any]], finish: bool = True) -> Record:
+    """One record of `rows`, each with its key."""
+    with open_record(verb, options, inputs={"model": digest(str(sorted(facts)))}, facts=facts) as record:
+        for row in rows:
+            record.write(**row)
+        if finish:
+            record.finish()
+    return read(record_path(verb, options), unfinished_ok=True)
+
+
+def passk(out: Path, model: dict[str, Any], n: int = 60, skill: float | None = None, task: str = "mini-gsm") -> Record:
+    skill = SKILL[_kind(model)] if skill is None else skill
+    rng = random.Random(f"{model['method']}{model['seed']}{task}")
+    rows = []
+    for problem in range(n):
+        # One difficulty per problem, shared by all methods: paired differences are narrower than unpaired ones.
+        hard = random.Random(f"{task}{problem}").random()
+        correct = int(0.7 * hard + 0.3 * rng.random() < skill)
+        rows.append(
+            {
+                "key": f"{task}/p{problem}/0/0",
+                "task": task,
+                "problem": f"p{problem}",
+                "seed": 0,
+                "sample": 0,
+                "completion": f" #### {correct}",
+                "extracted": str(correct),
+                "gold": "1",
+                "correct": correct,
+                "finish": "eos",
+                "n_tokens": 35,
+            }
+        )
+    facts = {"model": model, "tasks": {task: {"n": n, "sha256": digest(task), "shots": 0, "grader": "number"}}}
+    return write("passk", PasskOptions(out=out, model=model["name"], tasks=(task,)), facts, rows)
+
+
+def winrate(
+    out: Path,
+    candidate: dict[str, Any],
+    baseline: dict[str, Any],
+    n: int = 60,
+    kind: str = "likelihood",
+    ties: str = "excluded",
+) -> Record:
+    rng = random.Random(f"{candidate['method']}{candidate['seed']}win")
+    edge = 0.3 + 0.5 * (SKILL[_kind(candidate)] - 0.5) + 0.2
+    rows = []
+    for prompt in range(n):
+        hard = random.Random(f"story{prompt}").random()
+        draw = 0.5 * hard + 0.5 * rng.random()
+        verdict = "tie" if abs(draw - edge) < 0.03 else "candidate" if draw < edge else "baseline"
+        order = rng.choice(["candidate-first", "baseline-first"])
+        row = {"key": f"s{prompt}/{order}", "prompt": f"s{prompt}", "order": order, "verdict": verdict}
+        rows.append({**row, "seed": 0, "candidate_chars": 120, "baseline_chars": 110, "reason": ""})
+    facts = {
+        "judge": {"name": "likelihood:embedded:judge" if kind == "likelihood" else "gpt-4o", "kind": kind, "note": ""},
+        "protocol": {"name": "selectkd", "sha256": digest("selectkd"), "order": "random", "ties": ties},
+        "candidate": candidate,
+        "baseline": baseline,
+        "prompts": {"name": "mini-stories", "sha256": digest("stories"), "n": n},
+    }
+    options = WinrateOptions(
+        out=out, candidate=candidate["name"], baseline=baseline["name"], judge=facts["judge"]["name"]
+    )
+    return write("winrate", options, facts, rows)
+
+
+def train(out: Path, student: dict[str, Any], steps: int = 60, every: int = 10) -> Record:
+    rng = random.Random(f"{student['method']}{student['seed']}train")
+    gated = student["training"]["verifier"] != "none"
+    rows: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        done = 1 - math.exp(-3 * step / steps)
+        tar = 0.62 + 0.2 * done + rng.gauss(0, 0.008)
+        rows.append(
+            {
+                "key": f"step/{step}",
+                "event": "step",
+                "step": step,
+                "epoch": step / 30,
+                "loss": 0.6 - 0.35 * done + rng.gauss(0, 0.01),
+                "lr": 5e-4 * (1 - step / steps),
+                "grad_norm": 1.0,
+                "tar": tar if gated else 1.0,
+                "tar_pooled": tar if gated else 1.0,
+                "alpha": tar - 0.05,
+                "bite": 0.3 * (1 - done) if gated else 0.0,
+                "mean_weight": tar,
+                "tokens": 1200,
+            }
+        )
+        if step % every == 0:
+            loss = 0.5 - 0.25 * done + rng.gauss(0, 0.004)
+            row = {"event": "validation", "step": step, "loss": loss, "nll": loss + 0.9}
+            rows.append({"key": f"validation/{step}", **row, "tar": tar, "tar_pooled": tar, "alpha": tar - 0.05})
+    facts = {
+        "method": student["method"],
+        "base_method": student["base_method"],
+        "teacher": card("Teacher"),
+        "student": card("Start"),
+        "data": {"sha256": digest("data"), "n": 1500, "dropped_duplicates": 0},
+        "save": student["name"],
+    }
+    verifier = student["training"]["verifier"]
+    options = TrainOptions(out=out, seed=student["seed"], verifier=verifier, method=student["method"])
+    return write("train", options, facts, rows)
+
+
+def tar(out: Path, students: list[dict[str, Any]], steps: list[int | None], n: int = 40) -> Record:
+    rows = []
+    for index, step in enumerate(steps):
+        done = 0.3 + 0.7 * ((index + 1) / len(steps))
+        for prompt in range(n):
+            rng = random.Random(f"{prompt}")
+            tokens = rng.randint(20, 45)
+            alpha = min(0.98, 0.45 + 0.3 * done + rng.gauss(0, 0.05))
+            sums = {
+                "greedy": min(1, alpha + 0.12),
+                "greedy1": alpha - 0.05,
+                "spec": min(1, alpha + 0.2),
+                "alpha": alpha,
+            }
+            sums |= {"fkl": 1.2 - 0.6 * done, "nll": 2.2 - 0.6 * done, "hellinger": 0.4, "teacher_entropy": 1.1}
+            key = {"key": f"{index}/s{prompt}", "student": index, "step": step, "prompt": f"s{prompt}"}
+            rows.append({**key, "n_tokens": tokens, **{name: value * tokens for name, value in sums.items()}})
+    facts = {
+        "teacher": card("Teacher"),
+        "students": students,
+        "prompts": {"name": "mini-stories:validation", "sha256": digest("v"), "n": n},
+        "k": 5,
+    }
+    return write("tar", TarOptions(out=out, student=tuple(s["name"] for s in students)), facts, rows)
+
+
+def speedup(out: Path, draft: dict[str, Any], n: int = 12, violation: bool = False) -> Record:
+    rng = random.Random(f"{draft['method']}{draft['seed']}speed")
+    rows: list[dict[str, Any]] = []
+    for prompt in range(n):
+        outcome = "violation" if violation and prompt == 0 else "identical"
+        rows.append({"key": f"gate/p{prompt}", "prompt": f"p{prompt}", "outcome": outcome})
+        base = 0.2 * (1 + 0.3 * random.Random(prompt).random())
+        for rep in range(3):
+            for arm, gamma, gain in (("ar", 0, 1.0), ("ar2", 0, 1.0), ("gamma3", 3, 1.5), ("gamma5", 5, 1.6)):
+                wall = base / gain * (1 + rng.gauss(0, 0.02))
+                tested, drafted = 33, 11 * gamma
+                accepted = int((SKILL[_kind(draft)] + 0.1) * tested) if gamma else 0
+                row = {"prompt": f"p{prompt}", "task": "mini-gsm", "rep": rep, "arm": arm, "gamma": gamma}
+                times = {"wall_s": wall, "cpu_s": wall, "decode_wall_s": 0.95 * wall}
+                counts = {"tokens": 40, "steps": 12 if gamma else 40, "drafted": drafted, "accepted": accepted}
+                rest = {"tested": tested if gamma else 0, "alpha_sum": 0.9 * accepted}
+                rows.append({"key": f"p{prompt}/{rep}/{arm}", **row, **times, **counts, **rest})
+    facts = {
+        "target": card("Teacher"),
+        "draft": draft,
+        "prompts": {"name": "mini-gsm", "sha256": digest("gsm"), "n": n},
+        "gammas": [3, 5],
+        "temperature": 0.0,
+    }
+    return write("speedup", SpeedupOptions(out=out, draft=draft["name"], limit=n), facts, rows)
+
+
+def landscape(
+    out: Path,
+    students: list[dict[str, Any]],
+    grid: int = 11,
+    radius: float = 0.5,
+    directions: int = 2,
+    tokens: str = "tokens",
+    loss: Callable[[int, float, float], float] | None = None,
+) -> Record:
+    shape = loss or (lambda s, a, b: 0.2 + 0.02 * s + (3.0 - 0.3 * s) * (a * a + 0.7 * b * b + 0.3 * a * b))
+    axis = [radius * (2 * i / (grid - 1) - 1) for i in range(grid)]
+    rows = []
+    for student in range(len(students)):
+        for seed in range(directions):
+            for i, a in enumerate(axis):
+                for j, b in enumerate(axis):
+                    key = {"key": f"{student}/{seed}/{i}/{j}", "student": student, "seed": seed, "i": i, "j": j}
+                    value = shape(student, a, b) * (1 + 0.1 * seed * (a * a + b * b))
+                    rows.append({**key, "a": a, "b": b, "loss_sum": 1000 * value, "n_tokens": 1000})
+    facts = {
+        "teacher": card("Teacher"),
+        "students": students,
+        "radius": radius,
+        "grid": grid,
+        "tokens_sha256": digest(tokens),
+        "loss": "token-mean forward KL",
+        "directions": "Gaussian, normalised per output row",
+        "params_zeroed": 5,
+    }
+    options = LandscapeOptions(
+        out=out, student=tuple(s["name"] for s in students), grid=grid, radius=radius, data=tokens
+    )
+    return write("landscape", options, facts, rows)
+
+
+def everything(out: Path, seeds: tuple[int, ...] = (0, 1, 2), n: int = 60) -> Path:
+    """One record of every kind that the demo writes."""
+    passk(out, card("Teacher"), n)
+    passk(out, card("Start"), n)
+    for method in GATES:
+        for seed in seeds:
+            student = card(method, seed)
+            train(out, student)
+            passk(out, student, n)
+            if method != "SFT-control":
+                winrate(out, student, card("SFT-control", seed), n)
+    tar(out, [card("KD + Spec-k", 0)] * 4, [0, 20, 40, 60])
+    for method in ("SFT-control", "KD"):
+        speedup(out, card(method, 0))
+    landscape(out, [card("KD", 0), card("KD + Spec-k", 0)])
+    return out
+
+
+def _kind(model: dict[str, Any]) -> str:
+    return {"embedded:teacher": "Teacher", "embedded:student": "Start"}.get(model["name"], model["method"])
