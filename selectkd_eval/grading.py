@@ -74,9 +74,7 @@ def gsm8k_gold(answer: str) -> str:
     _, mark, after = _ascii_digits(answer).rpartition("####")
     number = _first(after) if mark else None
     if number is None:
-        raise InputError(
-            f"the reference answer {answer[-60:]!r} has no '#### NUMBER' line as in GSM8K: add it"
-        )
+        raise InputError(f"the reference answer {answer[-60:]!r} has no '#### NUMBER' line as in GSM8K: add it")
     return number
 
 

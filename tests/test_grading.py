@@ -64,11 +64,7 @@ def test_gold_is_the_number_after_the_marks() -> None:
         gsm8k_gold("it is 13")
 
 
-@given(
-    st.text(
-        alphabet=st.characters(codec="utf-8") | st.sampled_from("0123456789#.,$-/(){}\\boxed\n"), max_size=200
-    )
-)
+@given(st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from("0123456789#.,$-/(){}\\boxed\n"), max_size=200))
 def test_any_text_is_graded_without_an_error(text: str) -> None:
     number = extract_number(text)
     assert number is None or str(Fraction(number)) == str(Fraction(extract_number(f"#### {number}") or "nan"))
@@ -93,8 +89,7 @@ def test_agrees_with_openai_on_every_labelled_solution(shared_data: Path) -> Non
     assert len(rows) == 1319
     for model, published in PUBLISHED.items():
         verdicts = [
-            grader.correct(row[model]["solution"], extract_number(row["ground_truth"]) or "none")
-            for row in rows
+            grader.correct(row[model]["solution"], extract_number(row["ground_truth"]) or "none") for row in rows
         ]
         assert verdicts == [row[model]["is_correct"] for row in rows]
         assert round(100 * sum(verdicts) / len(rows), 2) == published
