@@ -99,9 +99,7 @@ class Divergence:
     bound: Callable[[Mapping[str, float | bool]], float] | None = None
     needs_teacher: bool = True
 
-    def __call__(
-        self, log_p: Tensor | None, log_q: Tensor, targets: Tensor, **parameters: float | bool
-    ) -> Tensor:
+    def __call__(self, log_p: Tensor | None, log_q: Tensor, targets: Tensor, **parameters: float | bool) -> Tensor:
         """Value per position ``(...)`` from log-probabilities ``(..., V)``; ``log_p`` may be None where
         unneeded.
         """
@@ -131,9 +129,7 @@ DIVERGENCES: dict[str, Divergence] = {
         Divergence("nll", nll, "-log q[y]", "maximum likelihood", needs_teacher=False),
         Divergence("fkl", fkl, "sum_v p (log p - log q)", "paper Eqs. 1-2"),
         Divergence("rkl", rkl, "sum_v q (log q - log p)", "paper Eqs. 1-2"),
-        Divergence(
-            "skl", skl, "KL(p || alpha p + (1-alpha) q)", "paper Eq. 3", {"alpha": 0.1}, _minus_log_alpha
-        ),
+        Divergence("skl", skl, "KL(p || alpha p + (1-alpha) q)", "paper Eq. 3", {"alpha": 0.1}, _minus_log_alpha),
         Divergence(
             "srkl",
             srkl,

@@ -147,9 +147,7 @@ class TokenStats:
         compares.
         """
         if normaliser == "per_seq_mean":
-            return (self.weighted_per_seq if weighted else self.divergence_per_seq) / self.denominator(
-                normaliser
-            )
+            return (self.weighted_per_seq if weighted else self.divergence_per_seq) / self.denominator(normaliser)
         if not weighted:
             return self.divergence / self.denominator("valid_tokens")
         return self.weighted / self.denominator(normaliser)
@@ -177,9 +175,7 @@ def selective_loss(
     targets, kept = input_ids[:, 1:], response_mask[:, 1:].bool()
     sequence = kept.nonzero()[:, 0]
     if sequence.numel() == 0:
-        raise InputError(
-            "a batch has no response token to learn from; check that answers are not empty or cut off"
-        )
+        raise InputError("a batch has no response token to learn from; check that answers are not empty or cut off")
     logits_p, logits_q = common_vocabulary(logits_p, logits_q)
     targets = targets[kept]
     rows_q = _rows(logits_q, kept)
@@ -262,9 +258,7 @@ def _gate(
     """Weights and acceptances ``(N,)``; with one generator per sequence, each sentence draws from its own."""
 
     def ask(p: Tensor | None, q: Tensor, draw: Generators) -> tuple[Tensor, Tensor | None]:
-        return token_weights(
-            spec.verifier, p, q, k=spec.k, beta=spec.beta, mode=spec.spec_mode, generator=draw
-        )
+        return token_weights(spec.verifier, p, q, k=spec.k, beta=spec.beta, mode=spec.spec_mode, generator=draw)
 
     own = not (generator is None or isinstance(generator, torch.Generator))
     if not own or log_p is None or spec.verifier != "spec-k" or spec.spec_mode != "sampled":

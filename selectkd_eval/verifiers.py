@@ -14,7 +14,7 @@ TV**k``, exactly: the expected weight needs no draws and no noise. The draws are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,11 @@ from selectkd_eval.divergences import tvd
 from selectkd_eval.errors import InputError
 
 SpecMode = Literal["expected", "sampled"]
+
+
+def none(log_p: Tensor | None, log_q: Tensor) -> Tensor:
+    """No selection: 1.0 at every position, plain distillation."""
+    return torch.ones(log_q.shape[:-1], dtype=torch.float32, device=log_q.device)
 
 
 def top_k(log_p: Tensor, log_q: Tensor, k: int) -> Tensor:
@@ -61,7 +66,9 @@ def spec_k_sampled(
         return torch.stack(rows)
     vocabulary = log_q.shape[-1]
     flat_p, flat_q = log_p.reshape(-1, vocabulary), log_q.reshape(-1, vocabulary)
-    draws = torch.multinomial(flat_q.exp(), k, replacement=True, generator=generator)
+    # A diverged student has NaN probabilities, on which multinomial dies; its loss is NaN too, which is
+    # reported.
+    draws = torch.multinomial(flat_q.exp().nan_to_num(1.0), k, replacement=True, generator=generator)
     ratio = (flat_p.gather(-1, draws) - flat_q.gather(-1, draws)).exp()
     r = torch.rand(draws.shape, generator=generator, device=draws.device, dtype=ratio.dtype)
     return (r < ratio).any(-1).to(torch.float32).reshape(log_q.shape[:-1])
@@ -80,6 +87,7 @@ class Verifier:
     """A row of the table: what ``--verifier NAME`` means, and which of k and beta it listens to."""
 
     name: str
+    function: Callable[..., Tensor]
     formula: str
     source: str
     uses_k: bool = False
@@ -90,11 +98,16 @@ class Verifier:
 VERIFIERS: dict[str, Verifier] = {
     v.name: v
     for v in (
-        Verifier("none", "V_t = 1", "plain distillation", needs_teacher=False),
-        Verifier("hellinger", "V_t = H(p_t, q_t)", "paper Eq. 7"),
-        Verifier("top-k", "V_t = beta + (1-beta) 1[argmax q_t in Top_k(p_t)]", "paper Eqs. 8-9", True, True),
+        Verifier("none", none, "V_t = 1", "plain distillation", needs_teacher=False),
+        Verifier("hellinger", hellinger, "V_t = H(p_t, q_t)", "paper Eq. 7"),
+        Verifier("top-k", top_k, "V_t = beta + (1-beta) 1[argmax q_t in Top_k(p_t)]", "paper Eqs. 8-9", True, True),
         Verifier(
-            "spec-k", "V_t = beta + (1-beta) 1[some of k draws accepted]", "paper Eqs. 10-12", True, True
+            "spec-k",
+            spec_k_expected,
+            "V_t = beta + (1-beta) 1[some of k draws accepted]",
+            "paper Eqs. 10-12",
+            True,
+            True,
         ),
     )
 }
@@ -117,8 +130,8 @@ def token_weights(
     outside [0, 1], or a verifier without a teacher to ask.
     """
     if name == "none":
-        accepted = torch.ones(log_q.shape[:-1], dtype=torch.float32, device=log_q.device)
-        return accepted, accepted
+        everywhere = none(log_p, log_q)
+        return everywhere, everywhere
     check_gate(k, beta)
     if log_p is None:
         raise InputError(f"the verifier {name!r} asks a teacher, but no teacher was given; pass --teacher")
@@ -138,6 +151,4 @@ def check_gate(k: int, beta: float) -> None:
     if k < 1:
         raise InputError(f"k counts the verified candidates and must be at least 1, but {k} was given")
     if not 0 <= beta <= 1:
-        raise InputError(
-            f"beta is the weight of a rejected token and must lie in [0, 1], but {beta} was given"
-        )
+        raise InputError(f"beta is the weight of a rejected token and must lie in [0, 1], but {beta} was given")

@@ -1,0 +1,96 @@
+"""Where does the training text come from, and is any of it in an evaluation set?
+
+Two policies: the answers as they stand in the data (`dataset`), and answers written by the teacher
+(`teacher`). Prompts whose hash is in an evaluation set are dropped and counted (the paper: "de-duplication
+against our training sources by prompt hashing"), and so are those of the validation set. Near-duplicates are
+not looked for.
+
+It decides which text; it does not generate (that is the verb `answer`) and does not tokenise (`prompts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selectkd_eval import records
+from selectkd_eval.errors import InputError
+from selectkd_eval.prompts import PromptSet, load_prompts
+from selectkd_eval.recipes import Policy
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Prompts with answers, and what the record's header says about them."""
+
+    text: PromptSet
+    facts: dict[str, Any]
+
+
+def training_text(
+    policy: Policy,
+    data: str,
+    *,
+    exclude: Sequence[str],
+    held_out: PromptSet,
+    limit: int | None,
+    ask_teacher: Callable[[], Path],
+) -> TrainingText:
+    """The text a recipe trains on. `ask_teacher` writes (or finishes) an answer record of `data` and returns
+    its path.
+
+    Raises InputError when a prompt has no answer, or when de-duplication leaves nothing.
+    """
+    answers_by = _author(data)
+    if policy == "teacher" and answers_by is None:
+        data = str(ask_teacher())
+        answers_by = _author(data)
+    found = load_prompts(data, limit)
+    kept, dropped = _drop_known(found, {**{name: load_prompts(name) for name in exclude}, "validation": held_out})
+    missing = sum(prompt.answer is None for prompt in kept.prompts)
+    if missing:
+        raise InputError(
+            f"{missing} of {len(kept.prompts)} prompts in {data} have no answer: add them, use --recipe seqkd, "
+            f"or let the teacher write them first (selectkd-eval answer --model TEACHER --prompts {data})"
+        )
+    if not kept.prompts:
+        raise InputError(
+            f"every one of the {len(found.prompts)} prompts in {data} is also in an evaluation or validation set "
+            f"({', '.join(name for name, n in dropped.items() if n)}): give other training text, or another --exclude"
+        )
+    return TrainingText(
+        kept,
+        {**kept.facts(), "policy": policy, "answers_by": answers_by, "dropped_duplicates": sum(dropped.values())}
+        | {"dropped": dropped},
+    )
+
+
+def _drop_known(found: PromptSet, known: dict[str, PromptSet]) -> tuple[PromptSet, dict[str, int]]:
+    """The prompts that are in no known set, and how many each set took away (a prompt counts for the
+    first).
+    """
+    owner: dict[str, str] = {}
+    for known_as, held in known.items():
+        for prompt in held.prompts:
+            owner.setdefault(prompt.id, known_as)
+    dropped = dict.fromkeys(known, 0)
+    kept = []
+    for prompt in found.prompts:
+        if name := owner.get(prompt.id):
+            dropped[name] += 1
+        else:
+            kept.append(prompt)
+    return replace(found, prompts=kept), dropped
+
+
+def _author(data: str) -> str | None:
+    """The model that wrote an answer record; None when the data is anything else."""
+    path = Path(data)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if '"type":"header"' not in file.readline():
+            return None
+    return str(records.read(path, verb="answer").facts["model"]["name"])
