@@ -20,35 +20,31 @@ _ACCEPTANCE = ("alpha", "block", "tokens")
 
 
 def speed_table(records: Library, resamples: int) -> Table:
-    """One block per target and decoding temperature, one row per draft, one group of columns per draft length."""
+    """One block per target, decoding and draft length; one row per draft."""
     found = records.of("speedup")
     if not found:
         raise InputError("table 5 needs speedup records: run `selectkd-eval speedup` first")
-    arms = sorted({arm for record in found for arm in measures.speedup_arms(record.rows)}, key=_length)
-    columns = tuple(
-        Column(label, f"γ = {_length(arm)}")
-        for arm in arms
-        for label in ("Speed-up", *(measures.ACCEPTANCE[name][2] for name in _ACCEPTANCE))
-    )
-    blocks: dict[str, dict[Method, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    columns = tuple(Column(label) for label in ("Speed-up", *(measures.ACCEPTANCE[name][2] for name in _ACCEPTANCE)))
+    settings: dict[str, dict[Method, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in found:
-        blocks[_setting(records, record)][records.method(record.facts["draft"])].append(record)
-    built = []
-    for setting, by_method in sorted(blocks.items()):
+        settings[_setting(records, record)][records.method(record.facts["draft"])].append(record)
+    blocks, notes = [], []
+    for setting, by_method in sorted(settings.items()):
         ordered = sorted(by_method.items(), key=lambda item: item[0].order)
-        rows = [
-            Row(records.label(method), tuple(c for arm in arms for c in _cells(found, arm, resamples)))
-            for method, found in ordered
-        ]
-        built.append(Block(setting, tuple(rows)))
+        arms = {arm for _, group in ordered for record in group for arm in measures.speedup_arms(record.rows)}
+        for arm in sorted(arms, key=_length):
+            rows = [Row(records.label(method), tuple(_cells(group, arm, resamples))) for method, group in ordered]
+            blocks.append(Block(f"{setting}, γ = {_length(arm)}", tuple(rows)))
+        notes += [note for method, group in ordered for note in _notes(records.label(method), group, resamples)]
     caption = (
-        "γ: draft length. Speed-up: seconds of plain decoding over seconds of speculative decoding, end to end, one fixed length per "
-        "prompt, each prompt's median over repetitions, summed over prompts. accepted / tested: share of drafted "
-        "tokens accepted among those the target examined; accepted / drafted: among all drafted. Brackets: 95 % "
-        f"interval, percentile bootstrap over prompts, {resamples:,} resamples."
+        "γ: draft length. Speed-up: seconds of plain decoding over seconds of speculative decoding, end to end, one "
+        "fixed length per prompt, each prompt's median over repetitions, summed over prompts. accepted / tested: "
+        "share of drafted tokens accepted among those the target examined; accepted / drafted: among all drafted. "
+        f"Brackets: 95 % interval, percentile bootstrap over prompts, {resamples:,} resamples."
     )
-    notes = tuple(note for setting in sorted(blocks) for note in _notes(records, blocks[setting], resamples))
-    return Table("table5", "Table 5. Speculative decoding.", caption, columns, tuple(built), notes, stub="Draft")
+    return Table(
+        "table5", "Table 5. Speculative decoding.", caption, columns, tuple(blocks), tuple(notes), stub="Draft"
+    )
 
 
 def _length(arm: str) -> int:
@@ -97,20 +93,17 @@ def _cell(
     )
 
 
-def _notes(records: Library, by_method: dict[Method, list[Record]], resamples: int) -> list[str]:
+def _notes(label: str, found: list[Record], resamples: int) -> list[str]:
     notes = []
-    for method, found in sorted(by_method.items(), key=lambda item: item[0].order):
-        label = records.label(method)
-        rows = [row for record in found for row in record.rows]
-        gate = measures.lossless_counts(rows)
-        if sum(gate.values()):
-            notes.append(
-                f"{label}: speculative text identical to plain decoding on {gate['identical']} prompts, "
-                f"a numerical tie on {gate['tie']}, changed on {gate['violation']}."
-            )
-        control = measures.pool([measures.speedup(record.rows, "ar2") for record in found])
-        if control.den.sum():
-            estimate = control.estimate(resamples)
-            low, high = number(estimate.low, 3), number(estimate.high, 3)
-            notes.append(f"{label}: plain decoding timed twice gives ×{number(estimate.value, 3)} [{low}, {high}].")
+    gate = measures.lossless_counts([row for record in found for row in record.rows])
+    if sum(gate.values()):
+        notes.append(
+            f"{label}: speculative text identical to plain decoding on {gate['identical']} prompts, "
+            f"a numerical tie on {gate['tie']}, changed on {gate['violation']}."
+        )
+    control = measures.pool([measures.speedup(record.rows, "ar2") for record in found])
+    if control.den.sum():
+        estimate = control.estimate(resamples)
+        low, high = number(estimate.low, 3), number(estimate.high, 3)
+        notes.append(f"{label}: plain decoding timed twice gives ×{number(estimate.value, 3)} [{low}, {high}].")
     return notes

@@ -18,6 +18,7 @@ from selectkd_eval.records import canonical
 from selectkd_eval.stats import Estimate
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+_NUMBER = re.compile(r"^Table \d+\. ")  # LaTeX numbers its tables itself
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -93,7 +94,11 @@ _HTML_STYLES: dict[Style, str] = {
 
 
 def _cell(spans: list[Span], styles: dict[Style, str], escape: Any) -> str:
-    return "".join(styles.get(span.style, "{}").format(escape(span.text)) for span in spans)
+    # The space before a piece stays outside its markup: LaTeX's \\textcolor would swallow it.
+    return "".join(
+        " " * span.text.startswith(" ") + styles.get(span.style, "{}").format(escape(span.text.lstrip(" ")))
+        for span in spans
+    )
 
 
 def _spanners(columns: tuple[Column, ...]) -> list[tuple[str, int]]:
@@ -135,7 +140,7 @@ def latex(table: Table) -> str:
         "% needs \\usepackage{booktabs,xcolor}",
         "\\begin{table}[t]",
         "\\centering\\small",
-        f"\\caption{{\\textbf{{{latex_text(table.title)}}} {latex_text(table.caption)}}}",
+        f"\\caption{{\\textbf{{{latex_text(_NUMBER.sub('', table.title))}}} {latex_text(table.caption)}}}",
         f"\\label{{tab:{re.sub('[^a-z0-9]+', '-', table.name.lower())}}}",
         f"\\begin{{tabular}}{{{spec}}}",
         "\\toprule",
