@@ -12,7 +12,7 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,58 +154,44 @@ def _pair(num: ArrayLike, den: ArrayLike) -> tuple[Floats, Floats]:
 
 def _resampled_ratios(num: Floats, den: Floats, strata: ArrayLike | None, resamples: int, seed: int) -> Floats:
     """(methods, resamples) ratios under the same prompt weights for every method."""
+    columns, sizes = _grouped(np.concatenate([num, den]), strata)
+    top, bottom = np.split(np.concatenate(columns, axis=1), 2)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, num.shape[1]]))
     out = np.empty((len(num), resamples))
-    at = 0
-    for weights in _prompt_weights(num.shape[1], strata, resamples, seed):
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        weights = np.concatenate([_drawn(rng, rows, size) for size in sizes], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            out[:, at : at + len(weights)] = (num @ weights.T) / (den @ weights.T)
-        at += len(weights)
+            out[:, start : start + rows] = (top @ weights.T) / (bottom @ weights.T)
     return out
 
 
-def _prompt_weights(n: int, strata: ArrayLike | None, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each prompt is drawn, chunk by chunk: (chunk, n), drawn with replacement within strata.
+def _grouped(table: Floats, strata: ArrayLike | None) -> tuple[list[Floats], list[NDArray[np.int64]]]:
+    """Per stratum, the distinct columns of `table` and how many prompts have each.
 
-    Counting drawn indices is an exact multinomial and needs no index into the data: cheaper than any loop.
+    Verdicts and scores take few values, so thousands of prompts are often a dozen kinds of prompt. Times do not:
+    then every prompt is its own kind.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([seed, n]))
+    n = table.shape[1]
     labels = np.zeros(n, dtype=np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
-    groups = [np.flatnonzero(labels == label) for label in range(labels.max(initial=0) + 1)]
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
-        weights = np.zeros((rows, n))
-        for group in groups:
-            drawn = rng.integers(len(group), size=(rows, len(group)))
-            flat = drawn + np.arange(rows)[:, None] * len(group)
-            counts = np.bincount(flat.ravel(), minlength=rows * len(group))
-            weights[:, group] = counts.reshape(rows, len(group))
-        yield weights
+    columns, sizes = [], []
+    for label in range(labels.max(initial=0) + 1):
+        part = table[:, labels == label]
+        kinds, counts = np.unique(part, axis=1, return_counts=True)
+        few = 4 * kinds.shape[1] <= part.shape[1]
+        columns.append(kinds if few else part)
+        sizes.append(counts if few else np.ones(part.shape[1], dtype=np.int64))
+    return columns, sizes
 
 
-def mean_of_ratios(
-    groups: Sequence[tuple[ArrayLike, ArrayLike]],
-    minus: Sequence[tuple[ArrayLike, ArrayLike]] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[Estimate, float]:
-    """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
+def _drawn(rng: np.random.Generator, rows: int, counts: NDArray[np.int64]) -> Floats:
+    """How often each kind of prompt is drawn when as many prompts as there are, are drawn with replacement.
 
-    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
-    difference of the two means and its p-value; otherwise the p-value is NaN.
+    Counts over kinds are exactly multinomial. With one prompt per kind, counting drawn indices is the same law
+    and cheaper. (rows, kinds).
     """
-    arms = 1 if minus is None else 2
-    draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
-    for index, pair in enumerate(groups):
-        pairs = [_pair(*pair)] + ([] if minus is None else [_pair(*minus[index])])
-        num, den = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
-        # A seed of its own per task: equal sizes must not make two tasks move together.
-        draws += _resampled_ratios(num, den, None, resamples, seed + 7919 * index) / len(groups)
-        values += num.sum(axis=1) / den.sum(axis=1) / len(groups)
-        n += num.shape[1]
-    value, sample = (values[0], draws[0]) if minus is None else (values[0] - values[1], draws[0] - draws[1])
-    low, high = np.nanpercentile(sample, [2.5, 97.5])
-    side = min(float(np.mean(sample <= 0)), float(np.mean(sample >= 0)))
-    p = float("nan") if minus is None else min(1.0, max(2 * side, 1 / (resamples + 1)))
-    method = f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
-    return Estimate(float(value), float(low), float(high), n, method), p
+    kinds, n = len(counts), int(counts.sum())
+    if kinds < n:
+        return rng.multinomial(n, counts / n, size=rows).astype(np.float64)
+    drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
