@@ -140,9 +140,10 @@ def _references(name: str, sha256: str, prompts: list[Prompt]) -> Answers:
                 f"{name} has no answer to the prompt {prompt.text[:60]!r}, so it cannot be the baseline: give a file "
                 f"whose entries have answer, output or response"
             )
-        taken = answers.by_seed[prompt.id]
-        answers.text[prompt.id] = prompt.text
-        taken[len(taken)] = prompt.answer
+        answers.text.setdefault(prompt.id, prompt.text)
+        answers.by_seed[prompt.id].setdefault(0, prompt.answer)
+    # DistiLLM-2's Evol-Instruct file asks one question twice; a prompt is judged once, against its first answer.
+    answers.card["repeated_prompts"] = len(prompts) - len(answers.text)
     return answers
 
 

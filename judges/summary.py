@@ -33,6 +33,8 @@ def lines(record: Record) -> list[str]:
         ),
         f"  denominator  {terms.den.sum():g} counted, from {len(record.rows)} judgements on {estimate.n} prompts",
     ]
+    if repeated := facts["baseline"].get("repeated_prompts"):
+        out.append(f"  repeated     {repeated} entries of the baseline repeat a prompt: its first answer is judged")
     out += _reasons(record)
     missing = counts["unreadable"] + counts["failed"]
     if missing:

@@ -73,8 +73,16 @@ def test_distillm2s_own_baselines_are_read_whole(name: str, n: int, shared_data:
     file = shared_data / "judge" / "distillm2" / f"{name}.json.gz"
     answers = pairing.load_answers(str(file))
     texts = {row.get("prompt", row.get("instruction")) for row in json.loads(gzip.decompress(file.read_bytes()))}
-    assert sum(map(len, answers.by_seed.values())) == n
     assert set(answers.text) == {prompt_id(text) for text in texts}
+    assert len(answers.text) + answers.card["repeated_prompts"] == n
+    assert answers.card["repeated_prompts"] == (1 if name == "evol_inst_eval" else 0)
+
+
+def test_a_question_asked_twice_is_judged_once_and_never_taken_for_a_seed(tmp_path: Path) -> None:
+    file = tmp_path / "b.jsonl"
+    file.write_text('{"prompt": "p", "answer": "first"}\n{"prompt": "p ", "answer": "second"}\n')
+    one = pairing.load_answers(str(answer_record(tmp_path, "one", {"p": ["a0", "a1", "a2"]})))
+    assert [c.baseline for c in pairing.join(one, pairing.load_answers(str(file)))] == ["first"] * 3
 
 
 def test_a_file_without_answers_cannot_be_a_baseline(tmp_path: Path) -> None:
