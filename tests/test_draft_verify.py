@@ -1,5 +1,7 @@
-"""The draft never changes the text, and the counters say what happened: against plain decoding, against transformers'
-`generate`, against decoding without any cache, and against the exact distribution of a model small enough to enumerate."""
+"""The draft never changes the text, and the counters say what happened: against plain decoding, against
+transformers' `generate`, against decoding without any cache, and against the exact distribution of a model
+small enough to enumerate.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ prompts = st.lists(st.integers(0, V - 1), min_size=1, max_size=12)
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    prompt=prompts, gamma=st.integers(1, 8), new=st.integers(1, 24), who=st.sampled_from(["same", "near", "far", "wide"])
+    prompt=prompts,
+    gamma=st.integers(1, 8),
+    new=st.integers(1, 24),
+    who=st.sampled_from(["same", "near", "far", "wide"]),
 )
 def test_greedy_text_is_plain_decodings_text(models, prompt, gamma, new, who):
     alone = plain(models["target"], prompt, new_tokens=new, vocabulary=V)
@@ -106,7 +111,9 @@ def test_sampling_from_identical_models_accepts_everything(models):
 
 
 class Markov(torch.nn.Module):
-    """A language model whose next token depends on the last one alone, so that every text's probability is a product."""
+    """A language model whose next token depends on the last one alone, so that every text's probability is a
+    product.
+    """
 
     def __init__(self, seed: int, size: int = 5) -> None:
         super().__init__()

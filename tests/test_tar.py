@@ -1,0 +1,111 @@
+"""TAR is 1 for identical models, equals the definition position by position, and does not depend on the
+batching.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyPair
+
+from selectkd_eval import measures, pair, prompts, records, tar
+from selectkd_eval.errors import InputError
+from selectkd_eval.verbs import TarOptions
+
+
+def options(tiny_pair: TinyPair, out: Path, **changes) -> TarOptions:
+    given = {
+        "teacher": str(tiny_pair.teacher),
+        "student": (str(tiny_pair.student),),
+        "data": str(tiny_pair.data),
+        "limit": 7,
+        "threads": 1,
+        "device": "cpu",
+        "out": out,
+    }
+    return TarOptions(**given | changes)
+
+
+def measured(chosen: TarOptions) -> dict[str, dict]:
+    tar.run(chosen)
+    (path,) = Path(chosen.out).glob("tar-*.jsonl")
+    return {row["key"]: row for row in records.read(path).rows}
+
+
+def test_identical_models_have_tar_one_and_no_divergence(tiny_pair, tmp_path, capsys):
+    rows = measured(options(tiny_pair, tmp_path, student=(str(tiny_pair.teacher),)))
+    assert len(rows) == 7
+    for row in rows.values():
+        for what in ("greedy", "greedy1", "spec", "alpha"):
+            assert row[what] == pytest.approx(row["n_tokens"], abs=1e-5)
+        assert row["fkl"] == pytest.approx(0, abs=1e-5)
+    assert measures.tar(rows.values(), 0).value == 1
+    assert "TAR greedy-5" in capsys.readouterr().out
+
+
+@torch.inference_mode()
+def test_sums_follow_the_definitions_position_by_position(tiny_pair, tmp_path):
+    rows = measured(options(tiny_pair, tmp_path))
+    p, q = pair.load_model(str(tiny_pair.teacher)), pair.load_model(str(tiny_pair.student))
+    for prompt in prompts.load_prompts(str(tiny_pair.data), 7).prompts:
+        ids, response = prompts.encode_example(p.tokenizer, prompt.text, prompt.answer, 100)
+        log_p = p.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        log_q = q.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        greedy = spec = kl = likelihood = 0.0
+        for t in range(1, len(ids)):
+            if not response[t]:
+                continue
+            a, b = log_p[t - 1], log_q[t - 1]
+            greedy += float(int(b.argmax()) in a.topk(5).indices.tolist())
+            spec += 1 - float(0.5 * (a.exp() - b.exp()).abs().sum()) ** 5
+            kl += float((a.exp() * (a - b)).sum())
+            likelihood -= float(b[ids[t]])
+        row = rows[f"0/{prompt.id}"]
+        assert row["n_tokens"] == sum(response)
+        assert row["greedy"] == greedy
+        assert row["spec"] == pytest.approx(spec, abs=1e-4)
+        assert row["fkl"] == pytest.approx(kl, abs=1e-4)
+        assert row["nll"] == pytest.approx(likelihood, abs=1e-3)
+        assert row["greedy1"] <= row["greedy"] and row["alpha"] <= row["spec"]
+
+
+def test_the_batch_size_and_other_students_change_nothing(tiny_pair, tmp_path):
+    alone = measured(options(tiny_pair, tmp_path / "a", batch_size=1))
+    together = measured(
+        options(tiny_pair, tmp_path / "b", batch_size=4, student=(str(tiny_pair.teacher), str(tiny_pair.student)))
+    )
+    for key, row in alone.items():
+        other = together["1" + key[1:]]
+        for what in ("greedy", "spec", "alpha", "fkl", "nll", "hellinger", "teacher_entropy"):
+            assert row[what] == pytest.approx(other[what], rel=1e-4, abs=1e-4)
+
+
+def test_a_stopped_run_measures_only_what_is_missing(tiny_pair, tmp_path):
+    chosen = options(tiny_pair, tmp_path, batch_size=2)
+    tar.run(chosen)
+    (path,) = tmp_path.glob("tar-*.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4]) + lines[4][:9])
+    tar.run(chosen)
+    assert path.read_text().splitlines(keepends=True) == lines
+
+
+def test_a_trained_students_directory_stands_for_its_checkpoints_in_order(tiny_pair, tmp_path):
+    student = tmp_path / "student"
+    for name in ("checkpoint-100", "checkpoint-20", "."):
+        shutil.copytree(tiny_pair.student, student / name, dirs_exist_ok=True)
+    names = tar.expand([str(student)])
+    assert names == [str(student / "checkpoint-20"), str(student / "checkpoint-100"), str(student)]
+    rows = measured(options(tiny_pair, tmp_path / "out", student=(str(student),), limit=2))
+    assert [row["step"] for row in rows.values()][:6] == [20, 20, 100, 100, None, None]
+
+
+def test_prompts_without_answers_are_refused(tiny_pair, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"prompt": "Say 1 :"}) + "\n")
+    with pytest.raises(InputError, match="without answers"):
+        tar.run(options(tiny_pair, tmp_path, data=str(bare)))
