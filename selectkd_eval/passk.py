@@ -46,7 +46,7 @@ TASKS: dict[str, Source] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Problems and few-shot examples as rows of `question` and `answer` (problems with an `id`), and their digest."""
+    """Few-shot examples as rows of `question` and `answer`, problems with `id` and `gold` as well, and a digest."""
 
     name: str
     problems: list[dict[str, str]]
@@ -124,13 +124,14 @@ def load_task(name: str, options: PasskOptions) -> Task:
     digest = hashlib.sha256()
     for row in (*rows, *examples):
         digest.update(canonical([row["question"], row["answer"]]).encode() + b"\n")
-    seen: Counter[str] = Counter()
+    grader, seen = GRADERS[source.grader], Counter[str]()
     problems = []
     for row in rows[: options.limit]:
         identity = prompt_id(f"Question: {row['question']}\nAnswer:")
         seen[identity] += 1
-        problems.append({**row, "id": identity if seen[identity] == 1 else f"{identity}-{seen[identity]}"})
-    return Task(name, problems, examples, digest.hexdigest(), GRADERS[source.grader])
+        unique = identity if seen[identity] == 1 else f"{identity}-{seen[identity]}"
+        problems.append({**row, "id": unique, "gold": grader.gold(row["answer"])})
+    return Task(name, problems, examples, digest.hexdigest(), grader)
 
 
 def _check(options: PasskOptions) -> None:
@@ -251,9 +252,8 @@ def _batches(pending: list[Answer], size: int, length: Any) -> Iterator[list[Ans
 
 
 def _write(record: Writer, answer: Answer, completion: Any) -> None:
-    grader = answer.task.grader
-    gold = grader.gold(answer.task.problems[answer.place]["answer"])
-    extracted = grader.extract(completion.text)
+    gold = answer.task.problems[answer.place]["gold"]
+    extracted = answer.task.grader.extract(completion.text)
     record.write(
         answer.key,
         task=answer.task.name,
