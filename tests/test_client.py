@@ -101,7 +101,7 @@ def test_a_key_that_the_server_repeats_is_not_kept(tmp_path: Path) -> None:
 def test_a_remote_server_needs_a_key_and_a_local_one_does_not() -> None:
     with pytest.raises(SetupError, match="JUDGE_KEY is not set: export JUDGE_KEY="):
         key_for("", "JUDGE_KEY", {})
-    with pytest.raises(SetupError, match="https://judge.example"):
+    with pytest.raises(SetupError, match=r"https://judge\.example"):
         key_for("https://judge.example/v1", "JUDGE_KEY", {"JUDGE_KEY": " "})
     assert key_for("http://localhost:8000/v1", "JUDGE_KEY", {}) == ""
     assert key_for("", "JUDGE_KEY", {"JUDGE_KEY": "k\n"}) == "k"

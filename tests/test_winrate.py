@@ -172,6 +172,23 @@ def test_a_killed_run_resumes_without_paying_twice(tmp_path: Path) -> None:
     assert written[1 : 1 + len(before)] == before and len(written) == 60 + 2
 
 
+def test_a_lost_record_costs_nothing_while_the_cache_is_there(tmp_path: Path) -> None:
+    sides = two_records(tmp_path)
+    with serving() as server:
+        assert main(command(tmp_path, server.url, *sides)) == 0
+        before = words(judged(tmp_path))
+        judged(tmp_path).path.unlink()
+        assert main(command(tmp_path, server.url, *sides)) == 0
+        assert len(server.requests) == N
+    assert words(judged(tmp_path)) == before
+
+
+def test_judging_loads_torch_and_openai_only_when_it_needs_them() -> None:
+    code = "import sys, judges.winrate; print(sorted({'torch', 'openai', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_server_that_is_not_there_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
