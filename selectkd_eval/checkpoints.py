@@ -58,7 +58,8 @@ def require_space(model: Any, save: Path, options: TrainOptions) -> None:
     """
     weights = 4 * sum(p.numel() for p in model.parameters())
     checkpoint = 0 if options.lora_rank else 3 * weights
-    needed = weights + (max(options.keep_checkpoints, 1) + 1) * checkpoint
+    kept = options.keep_checkpoints or options.steps // max(options.save_every, 1)
+    needed = weights + (kept + 1) * checkpoint
     free = environment.free_bytes(save)
     if free < needed:
         raise SetupError(

@@ -41,7 +41,7 @@ def training_text(
     """The text a recipe trains on. `ask_teacher` writes (or finishes) an answer record of `data` and returns
     its path.
 
-    Raises InputError when a prompt has no answer, or when de-duplication leaves nothing.
+    Raises InputError when a prompt has no answer, or when nothing is left.
     """
     answers_by = _author(data)
     if policy == "teacher" and answers_by is None:
@@ -55,16 +55,17 @@ def training_text(
             f"{missing} of {len(kept.prompts)} prompts in {data} have no answer: add them, use --recipe seqkd, "
             f"or let the teacher write them first (selectkd-eval answer --model TEACHER --prompts {data})"
         )
-    if not kept.prompts:
+    # An answer cut at its token limit would be trained with an end token that its author did not write.
+    whole = [prompt for prompt in kept.prompts if prompt.meta.get("finish") != "length"]
+    cut = len(kept.prompts) - len(whole)
+    kept = replace(kept, prompts=whole)
+    if not whole:
         raise InputError(
-            f"every one of the {len(found.prompts)} prompts in {data} is also in an evaluation or validation set "
-            f"({', '.join(name for name, n in dropped.items() if n)}): give other training text, or another --exclude"
+            f"nothing in {data} is left to train on: of {len(found.prompts)} prompts {sum(dropped.values())} are also in an "
+            f"evaluation or validation set, {cut} answers were cut at their token limit; give other text"
         )
-    return TrainingText(
-        kept,
-        {**kept.facts(), "policy": policy, "answers_by": answers_by, "dropped_duplicates": sum(dropped.values())}
-        | {"dropped": dropped},
-    )
+    facts = {"policy": policy, "answers_by": answers_by, "dropped_duplicates": sum(dropped.values())}
+    return TrainingText(kept, kept.facts() | facts | {"dropped": dropped, "dropped_cut_answers": cut})
 
 
 def _drop_known(found: PromptSet, known: dict[str, PromptSet]) -> tuple[PromptSet, dict[str, int]]:
@@ -86,11 +87,14 @@ def _drop_known(found: PromptSet, known: dict[str, PromptSet]) -> tuple[PromptSe
 
 
 def _author(data: str) -> str | None:
-    """The model that wrote an answer record; None when the data is anything else."""
-    path = Path(data)
-    if path.suffix != ".jsonl" or not path.is_file():
-        return None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        if '"type":"header"' not in file.readline():
+    """The models that wrote the data, if all of it is answer records; otherwise None."""
+    authors = []
+    for part in data.split(","):
+        path = Path(part.strip())
+        if path.suffix != ".jsonl" or not path.is_file():
             return None
-    return str(records.read(path, verb="answer").facts["model"]["name"])
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if '"type":"header"' not in file.readline():
+                return None
+        authors.append(str(records.read(path, verb="answer").facts["model"]["name"]))
+    return ", ".join(dict.fromkeys(authors))

@@ -100,7 +100,7 @@ def _from_file(path: Path) -> Iterator[Prompt]:
     if rows and rows[0].get("type") == "header":
         record = records.read(path, verb="answer")
         for row in record.good:
-            yield Prompt(row["text"], row["answer"], str(path), {"seed": row["seed"]})
+            yield Prompt(row["text"], row["answer"], str(path), {"seed": row["seed"], "finish": row["finish"]})
         return
     for number, row in enumerate(rows, start=1):
         text = next((row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)), None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -196,8 +197,8 @@ def _facts(materials: Materials, card: dict[str, Any], save: Path, options: Trai
         "data": materials.text.facts,
         "validation": materials.held_out.facts(),
         "steps": materials.steps,
-        # A name beside the record survives moving both; any other place is written out in full.
-        "save": save.name if options.save is None else str(save.resolve()),
+        # Seen from the record, so that both can be moved together.
+        "save": os.path.relpath(save, options.out),
     }
 
 
@@ -208,14 +209,13 @@ def _train(
     hf_logging.set_verbosity_error()
     set_seed(options.seed)
     tokenizer = materials.student.tokenizer
-    checkpoints = save / "checkpoints"
     require_space(materials.student.model, save, options)
     callbacks: list[Any] = [Course(card)]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=options.patience))
     trainer = SelectiveTrainer(
         model=_trainable(materials.student.model, options),
-        args=_arguments(checkpoints, materials.steps, options),
+        args=_arguments(save, materials.steps, options),
         teacher=materials.teacher.model if materials.teacher else None,
         spec=materials.spec,
         record=record,
@@ -225,7 +225,7 @@ def _train(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    resume = find_resume(checkpoints)
+    resume = find_resume(save)
     if resume.result is not None:
         # Killed between the last update and the saving of the student: nothing is left to train.
         trainer._load_from_checkpoint(str(resume.result))
@@ -242,14 +242,14 @@ def _train(
         write_card(save, card)
 
 
-def _arguments(checkpoints: Path, steps: int, options: TrainOptions) -> TrainingArguments:
+def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArguments:
     """The Trainer's own settings. With early stopping every validation is a checkpoint, and the best one is
     the student.
     """
     eval_every = min(options.eval_every or steps, steps)
     early = options.patience > 0
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(save),
         per_device_train_batch_size=options.batch_size // options.accumulation,
         per_device_eval_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulation,

@@ -103,9 +103,7 @@ def test_sampled_gates_do_not_depend_on_how_the_batch_is_cut() -> None:
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-@pytest.mark.parametrize(
-    ("verifier", "k", "beta"), [("top-k", 1, 1.0), ("spec-k", 1, 1.0), ("top-k", V, 0.01)]
-)
+@pytest.mark.parametrize(("verifier", "k", "beta"), [("top-k", 1, 1.0), ("spec-k", 1, 1.0), ("top-k", V, 0.01)])
 def test_an_open_gate_is_plain_distillation(normaliser: str, verifier: str, k: int, beta: float) -> None:
     batch = Batch()
     loss, stats, grad = run(batch, LossSpec(verifier=verifier, k=k, beta=beta, normaliser=normaliser))
@@ -197,9 +195,7 @@ def test_a_token_outside_the_common_vocabulary_is_refused() -> None:
 
 def test_temperature_scales_the_divergence_and_leaves_the_gate_alone() -> None:
     batch, tau = Batch(), 2.0
-    loss, hot, _ = run(
-        batch, LossSpec(temperature=tau, normaliser="valid_tokens", verifier="top-k", k=1, beta=1)
-    )
+    loss, hot, _ = run(batch, LossSpec(temperature=tau, normaliser="valid_tokens", verifier="top-k", k=1, beta=1))
     kept = batch.mask[:, 1:]
     log_p, log_q = ((x[:, :-1][kept] / tau).log_softmax(-1) for x in (batch.logits_p, batch.logits_q))
     assert loss.item() == pytest.approx(tau**2 * fkl(log_p, log_q).mean().item())
