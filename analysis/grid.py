@@ -17,7 +17,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.measures import Terms
 from selectkd_eval.stats import Estimate
 
-AVERAGE = Column("passk", "AVG", (("average", True),))
+CONTROL = "SFT-control"  # the same steps on labelled text, without a teacher
 
 
 class Grid:
@@ -66,6 +66,13 @@ class Grid:
         """The method without the gate, measured on the same column."""
         here = [other for other in self.methods if (column, other) in self.found]
         return self.library.base_of(method, here) if method.base else None
+
+    def reference(self, column: Column, method: Method) -> Method | None:
+        """What a method is held against: a gate against its base, any other student against the SFT control."""
+        if method.base:
+            return self.base_of(column, method)
+        here = [other for other in self.methods if other.label == CONTROL and (column, other) in self.found]
+        return here[0] if here and method.role == "student" and method.label != CONTROL else None
 
     def _estimate(self, column: Column, method: Method) -> Estimate | None:
         terms = self.terms(column, method)

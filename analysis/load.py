@@ -120,6 +120,19 @@ class Library:
         base = str(card.get("base_method") or training.get("base_method") or "")
         return Method(label, base if base != label else "", self._role(card), setting, variant)
 
+    def trained(self, record: Record) -> Method:
+        """The method that a train record trains, whose card is in its facts and options."""
+        facts, options = record.facts, record.options
+        training = {name: options[name] for name in _SETTINGS if name in options}
+        for card in self._cards():
+            # The student's own card, where it was measured, says it best.
+            if (card.get("training") or {}).get("record") == record.path.name:
+                return self.method(card)
+        card = {"name": record.path.name, "method": facts.get("method"), "base_method": facts.get("base_method")}
+        known = {name for card in self._cards() for name in card.get("training") or {}}
+        training = {name: value for name, value in training.items() if not known or name in known}
+        return self.method({**card, "seed": options.get("seed"), "training": training or {"recipe": None}})
+
     def label(self, method: Method) -> str:
         """The method's name in a table, with whatever tells it apart from others of the same name."""
         twins = [other for other in self.methods if other.label == method.label and other.role == method.role]

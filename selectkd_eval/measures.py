@@ -303,12 +303,17 @@ class Surface:
         return float(self.loss[middle])
 
     def profile(self) -> tuple[Floats, Floats]:
-        """Mean rise over the centre at each distance from it, out to the plane's edge: (radii, rises)."""
-        distance = np.hypot(self.a[:, None], self.b[None, :]).round(9)
-        inside = (distance <= np.abs(self.a).max() + 1e-9) & np.isfinite(self.loss)
-        radii = np.unique(distance[inside])
-        rise = [float((self.loss - self.centre)[inside & (distance == r)].mean()) for r in radii]
-        return radii, np.array(rise)
+        """Mean rise over the centre, ring by ring out to the plane's edge: (distances, rises), (G // 2 + 1,) each.
+
+        A ring is one grid step wide, so that each holds every angle; the distance is its points' mean.
+        """
+        step = float(np.diff(self.a).mean())
+        distance = np.hypot(self.a[:, None], self.b[None, :])
+        ring = np.rint(distance / step).astype(int)
+        kept = [(ring == r) & np.isfinite(self.loss) for r in range(len(self.a) // 2 + 1)]
+        radii = [float(distance[points].mean()) for points in kept if points.any()]
+        rises = [float((self.loss[points] - self.centre).mean()) for points in kept if points.any()]
+        return np.array(radii), np.array(rises)
 
 
 def surface(rows: Iterable[Row], student: int, seed: int) -> Surface:

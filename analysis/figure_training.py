@@ -1,0 +1,260 @@
+"""How does training go, and does acceptance rise with it? The paper's Figures 3a and 4a from train and tar records.
+
+Lines are means over training seeds, bands reach from the smallest to the largest seed, nothing is smoothed. Figure
+4a's two axes let one choose where the lines cross, so the same points also stand as a phase plot, loss against
+acceptance.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.load import Library, Method
+from analysis.style import ERROR, TWO_COLUMNS, Drawing, look
+from analysis.table_ir import number
+from selectkd_eval import measures
+from selectkd_eval.errors import InputError
+from selectkd_eval.records import Record
+from selectkd_eval.stats import Floats
+
+LOSS, RATE = "#0072B2", "#D55E00"
+_PANELS = (
+    ("validation", "loss", "validation loss (unweighted)"),
+    ("step", "loss", "training loss (each method's own)"),
+    ("validation", "alpha", "held-out acceptance α = 1 − mean TV"),
+    ("step", "bite", "share of the loss gated away"),
+)
+
+
+class Series(NamedTuple):
+    """One quantity of one method over steps: mean, smallest and largest seed, (S,) each."""
+
+    steps: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    seeds: int
+
+
+def training(library: Library) -> Drawing:
+    """Loss, acceptance and gated share over the steps, one line per method."""
+    groups = _methods(library)
+    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.2), sharex=True)
+    data: dict[str, Any] = {}
+    for axis, (event, what, label) in zip(axes.flat, _PANELS, strict=True):
+        for method, found in groups.items():
+            series = _series(found, event, what)
+            if series is None or (what == "bite" and not series.mean.any()):
+                continue
+            _line(axis, series, method, markers=event == "validation")
+            data[f"{library.label(method)}: {label}"] = _plain(series)
+        axis.set_ylabel(label)
+    for axis in axes[1]:
+        axis.set_xlabel("optimiser step")
+    _legend(figure, library, list(groups))
+    seeds = sorted({len(found) for found in groups.values()})
+    caption = (
+        f"Training curves: mean over {' or '.join(map(str, seeds))} training seeds, band from the smallest to the "
+        "largest, not smoothed. Training losses of different objectives or gates are not comparable with each other; "
+        "the validation loss is the same unweighted divergence where the objectives are the same."
+    )
+    return Drawing("training", figure, caption, _training_alt(library, groups), data)
+
+
+def tar(library: Library, resamples: int) -> Drawing:
+    """Validation loss against token acceptance: over the steps, as a phase plot, and over checkpoints."""
+    groups = _methods(library) if library.of("train") else {}
+    gated = [method for method in groups if _moving_tar(groups[method])]
+    evaluated = library.of("tar")
+    if not gated and not evaluated:
+        raise InputError("the tar figure needs train records with a verifier, or tar records: train or measure one")
+    count = 2 * bool(gated) + bool(evaluated)
+    figure, axes = plt.subplots(1, count, figsize=(TWO_COLUMNS if count > 1 else 3.6, 2.75), squeeze=False)
+    panels = list(axes[0])
+    data: dict[str, Any] = {}
+    words = []
+    if gated:
+        # The paper draws its non-greedy variant: Spec-k when there is one.
+        shown = max(gated, key=lambda method: (method.get("verifier") == "spec-k", method.order))
+        words.append(_dual(panels[0], groups[shown], library.label(shown), data))
+        _phase(panels[1], library, groups, data)
+        _legend(figure, library, list(groups))
+    if evaluated:
+        words.append(_checkpoints(panels[-1], library, evaluated, resamples, data))
+    caption = (
+        "Token acceptance. TAR is the mean over sequences of the share of accepted tokens (Eq. 13, by the acceptance "
+        "indicator). Hollow triangles: steps at which TAR fell. TAR is a measure of agreement with the teacher, not "
+        "of quality."
+    )
+    return Drawing("tar", figure, caption, " ".join(words), data)
+
+
+def _methods(library: Library) -> dict[Method, list[Record]]:
+    groups: dict[Method, list[Record]] = defaultdict(list)
+    for record in library.of("train"):
+        groups[library.trained(record)].append(record)
+    if not groups:
+        raise InputError("this figure needs train records: run `selectkd-eval train` first")
+    return dict(sorted(groups.items(), key=lambda item: item[0].order))
+
+
+def _series(found: Sequence[Record], event: str, what: str) -> Series | None:
+    """Seeds side by side on the steps they all have."""
+    curves = [measures.curve(record.rows, event, what) for record in found]
+    curves = [curve for curve in curves if len(curve[0])]
+    if not curves:
+        return None
+    steps = curves[0][0]
+    for other, _ in curves[1:]:
+        steps = np.intersect1d(steps, other)
+    values = np.stack([value[np.isin(at, steps)] for at, value in curves])
+    if not len(steps):
+        return None
+    return Series(steps, values.mean(axis=0), values.min(axis=0), values.max(axis=0), len(curves))
+
+
+def _moving_tar(found: Sequence[Record]) -> bool:
+    """Whether the record's own TAR says anything: without a gate every token is accepted."""
+    series = _series(found, "validation", "tar")
+    return series is not None and len(series.steps) > 1 and bool(np.ptp(series.mean) > 0)
+
+
+def _line(axis: Axes, series: Series, method: Method, markers: bool) -> None:
+    style = look(method)
+    axis.plot(
+        series.steps,
+        series.mean,
+        color=style.colour,
+        linestyle=style.line,
+        marker=style.marker if markers else "",
+        markevery=max(1, len(series.steps) // 12),
+    )
+    if series.seeds > 1:
+        axis.fill_between(series.steps, series.low, series.high, color=style.colour, alpha=0.18, linewidth=0)
+
+
+def _dual(axis: Axes, found: Sequence[Record], label: str, data: dict[str, Any]) -> str:
+    loss, rate = _series(found, "validation", "loss"), _series(found, "validation", "tar")
+    assert loss is not None and rate is not None
+    axis.plot(loss.steps, loss.mean, color=LOSS, marker="o")
+    axis.set_ylabel("validation loss", color=LOSS)
+    axis.tick_params(axis="y", colors=LOSS)
+    axis.set_xlabel("optimiser step")
+    other = axis.twinx()
+    other.plot(rate.steps, rate.mean, color=RATE, linestyle="--", marker="s")
+    other.set_ylabel("held-out TAR", color=RATE)
+    other.tick_params(axis="y", colors=RATE)
+    other.spines["right"].set_visible(True)
+    other.grid(visible=False)
+    axis.spines["left"].set_color(LOSS)
+    other.spines["right"].set_color(RATE)
+    falls = np.flatnonzero(np.diff(rate.mean) < 0) + 1
+    other.plot(rate.steps[falls], rate.mean[falls], "v", markersize=7, markerfacecolor="none", color=RATE)
+    axis.set_title(
+        f"{label}, {loss.seeds} seed{'s' if loss.seeds > 1 else ''}\nTAR fell at {len(falls)} of {len(rate.steps) - 1} evaluations"
+    )
+    data["loss and TAR"] = {"method": label, "loss": _plain(loss), "tar": _plain(rate), "falls": int(len(falls))}
+    return (
+        f"Line chart of {label}: validation loss from {number(loss.mean[0], 3)} to {number(loss.mean[-1], 3)} while "
+        f"held-out TAR goes from {number(rate.mean[0], 3)} to {number(rate.mean[-1], 3)}; TAR fell at {len(falls)} of "
+        f"{len(rate.steps) - 1} evaluations."
+    )
+
+
+def _phase(axis: Axes, library: Library, groups: dict[Method, list[Record]], data: dict[str, Any]) -> None:
+    """Every method on one definition of acceptance, alpha, since a method without a gate has no TAR of its own."""
+    for method, found in groups.items():
+        loss, alpha = _series(found, "validation", "loss"), _series(found, "validation", "alpha")
+        if loss is None or alpha is None or len(loss.steps) != len(alpha.steps):
+            continue
+        style = look(method)
+        axis.plot(alpha.mean, loss.mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3)
+        axis.plot(
+            alpha.mean[-1], loss.mean[-1], style.marker, color=style.colour, markeredgecolor="black", markersize=6
+        )
+        data[f"phase {library.label(method)}"] = {"alpha": alpha.mean.tolist(), "loss": loss.mean.tolist()}
+    axis.set_xlabel("held-out α = 1 − mean TV")
+    axis.set_ylabel("validation loss")
+    axis.set_title("phase plot\nlarge: last evaluation")
+
+
+def _checkpoints(axis: Axes, library: Library, found: Sequence[Record], resamples: int, data: dict[str, Any]) -> str:
+    """TAR on a fixed set: over checkpoints when there are steps, side by side otherwise."""
+    record = max(found, key=lambda r: (len({_step(r, i) for i in range(len(r.facts["students"]))}), r.path.name))
+    students = record.facts["students"]
+    steps = [_step(record, index) for index in range(len(students))]
+    stepped = len(set(steps)) == len(steps) > 1 and None not in steps
+    names = [library.label(library.method(student)) for student in students]
+    xs = [float(step) for step in steps if step is not None] if stepped else list(map(float, range(len(students))))
+    k, words = record.facts.get("k", 5), []
+    kinds = (("greedy", f"greedy Top-{k}", "s"), ("spec", f"Spec-{k}", "^"), ("alpha", "α (Spec-1)", "o"))
+    for (what, label, marker), line in zip(kinds, ("--", "-.", "-"), strict=True):
+        estimates = [measures.tar(record.rows, index, what).estimate(resamples) for index in range(len(students))]
+        values = [e.value for e in estimates]
+        errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+        colour = {"greedy": "#E69F00", "spec": "#009E73", "alpha": "#444444"}[what]
+        axis.errorbar(
+            xs,
+            values,
+            yerr=errors,
+            color=colour,
+            marker=marker,
+            linestyle=line if stepped else "",
+            label=label,
+            **ERROR,
+        )
+        data[f"tar {what}"] = [[names[i], steps[i], e.value, e.low, e.high] for i, e in enumerate(estimates)]
+        words.append(f"{label} " + ", ".join(number(value, 3) for value in values))
+    axis.legend(loc="best", fontsize=6.5)
+    axis.set_ylabel("TAR on held-out text")
+    prompts = (record.facts.get("prompts") or {}).get("name", "held-out text")
+    axis.set_title(f"{names[0] if stepped else 'students'}, {prompts}\n95 % intervals over prompts")
+    if stepped:
+        axis.set_xlabel("checkpoint step")
+    else:
+        axis.set_xticks(xs, names, rotation=30, ha="right")
+        axis.set_xlim(-0.5, len(xs) - 0.5)
+    return f"Token acceptance on {prompts}: {'; '.join(words)}."
+
+
+def _step(record: Record, student: int) -> int | None:
+    return next((row.get("step") for row in record.good if row["student"] == student), None)
+
+
+def _legend(figure: Any, library: Library, methods: list[Method]) -> None:
+    handles = [
+        Line2D([], [], color=style.colour, linestyle=style.line, marker=style.marker, label=library.label(method))
+        for method in methods
+        for style in (look(method),)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+
+
+def _training_alt(library: Library, groups: dict[Method, list[Record]]) -> str:
+    parts = []
+    for method, found in groups.items():
+        series = _series(found, "validation", "loss")
+        if series is not None:
+            ends = f"{number(series.mean[0], 3)} at step {series.steps[0]:.0f} to {number(series.mean[-1], 3)}"
+            parts.append(f"{library.label(method)} from {ends} at step {series.steps[-1]:.0f}")
+    return f"Line charts over training steps. Validation loss: {'; '.join(parts)}."
+
+
+def _plain(series: Series) -> dict[str, Any]:
+    return {
+        "steps": series.steps.tolist(),
+        "mean": series.mean.tolist(),
+        "low": series.low.tolist(),
+        "high": series.high.tolist(),
+        "seeds": series.seeds,
+    }

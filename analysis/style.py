@@ -1,0 +1,151 @@
+"""How does every figure look? One style, and files that are the same bytes when drawn twice.
+
+Colours are Okabe and Ito's, safe for colour-blind readers, but two of them are the same grey in print: every
+method also has its own hatch, line and marker. Nothing here reads records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.load import Method
+from selectkd_eval.errors import InputError
+from selectkd_eval.records import canonical
+
+ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches
+INK, PALE = "#222222", "#dddddd"
+FORMATS = ("png", "svg", "pdf")
+
+_RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": PALE,
+    "grid.linewidth": 0.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "hatch.linewidth": 0.5,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.02,
+    "figure.constrained_layout.w_pad": 0.02,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "selectkd-eval",
+}
+ERROR: dict[str, Any] = {"ecolor": INK, "elinewidth": 0.9, "capsize": 2.2}
+
+
+class Look(NamedTuple):
+    """How a method is drawn in bars and lines."""
+
+    colour: str
+    hatch: str
+    line: Any
+    marker: str
+
+
+_GATES = {
+    "none": Look("#0072B2", "", "-", "o"),
+    "hellinger": Look("#CC79A7", "xxxx", (0, (1, 1)), "D"),
+    "top-k": Look("#E69F00", "////", "--", "s"),
+    "spec-k": Look("#009E73", "....", "-.", "^"),
+}
+_UNTRAINED = {
+    "teacher": Look("#444444", "", ":", "*"),
+    "start": Look("#ffffff", "", ":", "x"),
+    "model": Look("#F0E442", "", ":", "P"),
+}
+_CONTROL = Look("#bbbbbb", "", (0, (4, 1, 1, 1, 1, 1)), "v")
+_LINES = ("-", "--", "-.", ":")
+
+
+def look(method: Method) -> Look:
+    """Colour, hatch, line and marker of a method: the gate decides, the control is grey."""
+    if method.role != "student":
+        return _UNTRAINED[method.role]
+    if method.label.startswith("SFT"):
+        return _CONTROL
+    return _GATES.get(str(method.get("verifier") or "none"), _GATES["none"])
+
+
+@dataclass
+class Drawing:
+    """A figure, what it shows in words (for readers who cannot see it), and the numbers that were drawn."""
+
+    name: str
+    figure: Figure
+    caption: str
+    alt: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of this file, and nothing of the user's own settings."""
+    with plt.rc_context():
+        matplotlib.rcdefaults()
+        plt.rcParams.update(_RC)
+        yield
+
+
+def encode(drawing: Drawing, form: str, dpi: int = 300) -> bytes:
+    """The figure in one format, without dates: drawn twice, it is the same bytes."""
+    undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    buffer = BytesIO()
+    with styled():
+        drawing.figure.savefig(buffer, format=form, dpi=dpi, metadata=undated[form])
+    return buffer.getvalue()
+
+
+def save(drawing: Drawing, out: Path) -> list[Path]:
+    """The figure as PNG, SVG and PDF, and what was drawn as JSON."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for form in FORMATS:
+            path = out / f"{drawing.name}.{form}"
+            path.write_bytes(encode(drawing, form))
+            paths.append(path)
+        content = {"caption": drawing.caption, "alt": drawing.alt, "data": drawing.data}
+        path = out / f"{drawing.name}.json"
+        text = json.dumps(json.loads(canonical(content)), indent=1, sort_keys=True, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+        return [*paths, path]
+    except OSError as error:
+        raise InputError(f"cannot write the figure into {out}: {error.strerror}; give a writable --out") from None
+
+
+def close(drawing: Drawing) -> None:
+    """Free the figure's memory."""
+    plt.close(drawing.figure)
