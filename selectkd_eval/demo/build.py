@@ -59,7 +59,7 @@ class Settings:
 
 MODELS = {
     "teacher": Settings(96, 6, 256, data="teacher", gsm=28000, stories=12000, steps=1400, seed=11),
-    "student": Settings(64, 2, 160, data="labelled", gsm=1500, stories=500, steps=350, seed=12),
+    "student": Settings(64, 2, 160, data="labelled", gsm=800, stories=400, steps=600, seed=12),
     "draft": Settings(64, 1, 160, data="teacher", gsm=24000, stories=10000, steps=1200, seed=13),
     "judge": Settings(64, 2, 160, data="judge", gsm=0, stories=12000, steps=375, seed=14),
 }
@@ -90,7 +90,7 @@ def build(out_dir: Path, seed: int = 0, only: Sequence[str] | None = None) -> di
     cards: dict[str, Any] = {}
     for name in only or MODELS:
         settings = choose(name, MODELS, "embedded model")
-        rows = _rows(settings)
+        rows = training_rows(settings)
         card = asdict(settings) | {"seed": settings.seed + seed, "corpus_sha256": corpus.corpus_sha256(rows)}
         cards[name] = _finished(out_dir / name, card) or _make(out_dir / name, name, settings, rows, card)
     cards_file = out_dir / "README.json"
@@ -99,7 +99,7 @@ def build(out_dir: Path, seed: int = 0, only: Sequence[str] | None = None) -> di
     return cards
 
 
-def _rows(settings: Settings) -> list[dict[str, Any]]:
+def training_rows(settings: Settings) -> list[dict[str, Any]]:
     """The examples a model learns from."""
     if settings.data != "labelled":
         return corpus.training_corpus(settings.gsm, settings.stories, settings.data)

@@ -27,8 +27,8 @@ END, PAD = "<|end|>", "<|pad|>"
 """End of text (also the beginning-of-text token, which the tokenizer never adds by itself) and padding."""
 
 SIZES = {
-    "mini-gsm": {"labelled": 1500, "train": 3000, "validation": 200, "test": 600},
-    "mini-stories": {"labelled": 500, "train": 1500, "validation": 200, "test": 300},
+    "mini-gsm": {"labelled": 800, "train": 3000, "validation": 200, "test": 600},
+    "mini-stories": {"labelled": 400, "train": 1500, "validation": 200, "test": 300},
 }
 _SPLIT = {"labelled": "train", "train": "train", "validation": "validation", "test": "test"}
 _SPLITTER = r"\d+| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
