@@ -1,4 +1,4 @@
-"""mini-stories: answers are about what was asked, instructions have many answers, held-out content is never trained on."""
+"""mini-stories: answers are about what was asked, instructions have many answers, held-out is never trained on."""
 
 from __future__ import annotations
 
