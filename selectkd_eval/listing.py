@@ -3,72 +3,94 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from selectkd_eval import records
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.verbs import ListOptions
 
 
+class Entry(NamedTuple):
+    """A name's line in the list and what `--explain` says about it."""
+
+    line: str
+    explanation: str
+
+
 def run(options: ListOptions) -> int:
     """Print the names, or one of them explained."""
     names = _LISTS[options.what](options)
     if options.explain:
-        print(choose(options.explain, names, options.what.removesuffix("s")))
+        print(choose(options.explain, names, options.what.removesuffix("s")).explanation)
         return 0
     width = max(map(len, names), default=0)
-    for name, text in names.items():
-        print(f"{name:<{width}}  {text.splitlines()[0]}".rstrip())
+    for name, entry in names.items():
+        print(f"{name:<{width}}  {entry.line}".rstrip())
     return 0
 
 
-def _recipes(_: ListOptions) -> dict[str, str]:
+def _documented(function: Callable[..., object]) -> Entry:
+    text = inspect.getdoc(function) or ""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    # "Eq. 7" and "et al. 2016" do not end a sentence: a capital letter must follow.
+    return Entry(re.split(r"\.\s(?=[A-Z])", paragraph, maxsplit=1)[0].removesuffix("."), text)
+
+
+def _recipes(_: ListOptions) -> dict[str, Entry]:
     module = importlib.import_module("selectkd_eval.recipes")
-    return {name: module.explain(name) for name in module.RECIPES}
+    texts = {name: module.explain(name) for name in module.RECIPES}
+    return {name: Entry(text.splitlines()[0], text) for name, text in texts.items()}
 
 
-def _divergences(_: ListOptions) -> dict[str, str]:
+def _divergences(_: ListOptions) -> dict[str, Entry]:
     table = importlib.import_module("selectkd_eval.divergences").DIVERGENCES
-    return {name: (entry.function.__doc__ or "").strip() for name, entry in table.items()}
+    return {name: _documented(entry.function) for name, entry in table.items()}
 
 
-def _verifiers(_: ListOptions) -> dict[str, str]:
+def _verifiers(_: ListOptions) -> dict[str, Entry]:
     table = importlib.import_module("selectkd_eval.verifiers").VERIFIERS
-    return {name: (entry.function.__doc__ or "").strip() for name, entry in table.items()}
+    return {name: _documented(entry.function) for name, entry in table.items()}
 
 
-def _protocols(_: ListOptions) -> dict[str, str]:
+def _protocols(_: ListOptions) -> dict[str, Entry]:
     # judges is reached by its name: the measuring package imports neither of the other two.
-    table = importlib.import_module("judges.protocols").PROTOCOLS
-    return {name: protocol.explain() for name, protocol in table.items()}
+    module = importlib.import_module("judges.protocols")
+    words = {name: (module.in_words(entry.facts()), entry.source) for name, entry in module.PROTOCOLS.items()}
+    return {name: Entry(line, f"{line}\n{source}") for name, (line, source) in words.items()}
 
 
-def _prompts(_: ListOptions) -> dict[str, str]:
+def _prompts(_: ListOptions) -> dict[str, Entry]:
     prompts = importlib.import_module("selectkd_eval.prompts")
     sets = {name: prompts.load_prompts(name) for name in prompts.EMBEDDED_SETS if ":" in name}
-    return {name: f"{len(found.prompts)} prompts, sha256 {found.sha256[:12]}" for name, found in sets.items()}
+    lines = {name: f"{len(found.prompts)} prompts, sha256 {found.sha256[:12]}" for name, found in sets.items()}
+    return {name: Entry(line, f"{line}\n\n{sets[name].prompts[0].text}") for name, line in lines.items()}
 
 
-def _models(_: ListOptions) -> dict[str, str]:
+def _models(_: ListOptions) -> dict[str, Entry]:
     pair = importlib.import_module("selectkd_eval.pair")
     found = sorted(path.parent for path in pair.EMBEDDED.glob("*/config.json"))
-    return {f"embedded:{path.name}": f"shipped with the package, {_size(path)}" for path in found}
+    lines = {f"embedded:{path.name}": f"shipped with the package, {_size(path)}" for path in found}
+    return {name: Entry(line, line) for name, line in lines.items()}
 
 
-def _records(options: ListOptions) -> dict[str, str]:
+def _records(options: ListOptions) -> dict[str, Entry]:
     if not options.records.is_dir():
         raise InputError(f"there is no directory {options.records}: give --records DIR")
     finished, unfinished = records.read_all(options.records)
-    found = {str(r.path): f"{len(r.good)} rows" + (f", {len(r.failed)} failed" if r.failed else "") for r in finished}
-    return found | {str(path): "unfinished: run its command again" for path in unfinished}
+    lines = {str(r.path): f"{len(r.good)} rows" + (f", {len(r.failed)} failed" if r.failed else "") for r in finished}
+    lines |= {str(path): "unfinished: run its command again" for path in unfinished}
+    return {name: Entry(line, line) for name, line in lines.items()}
 
 
 def _size(directory: Path) -> str:
     return f"{(directory / 'model.safetensors').stat().st_size / 1e6:.2f} MB"
 
 
-_LISTS: dict[str, Callable[[ListOptions], dict[str, str]]] = {
+_LISTS: dict[str, Callable[[ListOptions], dict[str, Entry]]] = {
     "recipes": _recipes,
     "divergences": _divergences,
     "verifiers": _verifiers,
