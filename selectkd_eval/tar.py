@@ -125,24 +125,27 @@ def quantities(log_p: Tensor, log_q: Tensor, targets: Tensor, k: int) -> dict[st
 def expand(names: Iterable[str]) -> list[str]:
     """Each name, or the checkpoints it stands for in order of their steps, and then the final student.
 
-    A train record, or the directory of a trained student, stands for all the checkpoints kept in it.
+    A train record, or the directory of a trained student, stands for all the checkpoints kept in it; one with
+    the final student's own weights is left out.
     """
     found: list[str] = []
     for name in names:
-        where = Path(name)
-        if name.endswith(".jsonl") or (where.is_dir() and any(where.glob("checkpoint-*"))):
-            directory = Path(pair.locate(name)) if name.endswith(".jsonl") else where
-            checkpoints = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-            found += [str(path) for path in checkpoints]
-            if name.endswith(".jsonl") or any(
-                (where / file).exists() for file in ("config.json", "adapter_config.json")
-            ):
-                found.append(name)
-        else:
+        directory = pair.locate(name) if name.endswith(".jsonl") else Path(name)
+        checkpoints = sorted(Path(directory).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        is_model = any((Path(directory) / file).exists() for file in ("config.json", "adapter_config.json"))
+        final = _weights(Path(directory))
+        found += [str(path) for path in checkpoints if final is None or _weights(path) != final]
+        if is_model or not checkpoints:
             found.append(name)
     if not found:
         raise InputError("--student names no model: give directories, train records or embedded:NAME")
     return found
+
+
+def _weights(directory: Path) -> str | None:
+    """Digest of a directory's weights when they are one file."""
+    file = directory / "model.safetensors"
+    return environment.sha256_file(file) if file.exists() else None
 
 
 def step_of(card: pair.ModelCard) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyPair
+from conftest import TinyPair, tiny_llama
 
 from selectkd_eval import measures, pair, prompts, records, tar
 from selectkd_eval.errors import InputError
@@ -95,13 +95,15 @@ def test_a_stopped_run_measures_only_what_is_missing(tiny_pair, tmp_path):
 
 
 def test_a_trained_students_directory_stands_for_its_checkpoints_in_order(tiny_pair, tmp_path):
-    student = tmp_path / "student"
-    for name in ("checkpoint-100", "checkpoint-20", "."):
-        shutil.copytree(tiny_pair.student, student / name, dirs_exist_ok=True)
+    student, loaded = tmp_path / "student", pair.load_model(str(tiny_pair.student))
+    for seed, name in enumerate(("checkpoint-100", "checkpoint-20", "checkpoint-120")):
+        tiny_llama(loaded.tokenizer, seed=seed).save_pretrained(student / name)
+        loaded.tokenizer.save_pretrained(student / name)
+    shutil.copytree(student / "checkpoint-120", student, dirs_exist_ok=True)
     names = tar.expand([str(student)])
     assert names == [str(student / "checkpoint-20"), str(student / "checkpoint-100"), str(student)]
     rows = measured(options(tiny_pair, tmp_path / "out", student=(str(student),), limit=2))
-    assert [row["step"] for row in rows.values()][:6] == [20, 20, 100, 100, None, None]
+    assert [row["step"] for row in rows.values()] == [20, 20, 100, 100, None, None]
 
 
 def test_prompts_without_answers_are_refused(tiny_pair, tmp_path):
