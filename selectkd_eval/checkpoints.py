@@ -28,13 +28,14 @@ class Resume(NamedTuple):
     result: Path | None = None
 
 
-def find_resume(checkpoints: Path) -> Resume:
-    """The newest whole checkpoint below a directory. Directories cut off while being written are removed."""
+def find_resume(checkpoints: Path, tidy: bool = True) -> Resume:
+    """The newest whole checkpoint below a directory; `tidy` removes those that were cut off while being written."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if (path / TRAINING_CARD).exists()]
-    for path in found:
-        if path not in whole:
-            shutil.rmtree(path)
+    if tidy:
+        for path in found:
+            if path not in whole:
+                shutil.rmtree(path)
     if not whole:
         return Resume()
     state = json.loads((whole[-1] / "trainer_state.json").read_text())

@@ -61,8 +61,8 @@ def training_text(
     kept = replace(kept, prompts=whole)
     if not whole:
         raise InputError(
-            f"nothing in {data} is left to train on: of {len(found.prompts)} prompts {sum(dropped.values())} are also in an "
-            f"evaluation or validation set, {cut} answers were cut at their token limit; give other text"
+            f"nothing in {data} is left to train on: of {len(found.prompts)} prompts {sum(dropped.values())} are in "
+            f"an evaluation or validation set, {cut} answers were cut at their token limit; give other text"
         )
     facts = {"policy": policy, "answers_by": answers_by, "dropped_duplicates": sum(dropped.values())}
     return TrainingText(kept, kept.facts() | facts | {"dropped": dropped, "dropped_cut_answers": cut})

@@ -57,9 +57,7 @@ def run(options: TrainOptions) -> int | None:
     materials = _gather(recipe, spec, options)
     save = options.save or records.record_path("train", options).with_suffix("")
     card = _training_card(recipe, materials, options)
-    with records.open_record(
-        "train", options, inputs=_inputs(materials), facts=_facts(materials, card, save, options)
-    ) as record:
+    with _open_record(materials, card, save, options) as record:
         student = save / TRAINING_CARD
         if record.complete and not student.exists():
             raise InputError(
@@ -68,7 +66,8 @@ def run(options: TrainOptions) -> int | None:
         if not record.complete:
             _train(materials, record, save, card, options)
             record.finish()
-        print(record.path)
+        if _rank() == 0:
+            print(record.path)
     return None
 
 
@@ -178,6 +177,22 @@ def _training_card(recipe: Recipe, materials: Materials, options: TrainOptions) 
     }
 
 
+def _open_record(materials: Materials, card: dict[str, Any], save: Path, options: TrainOptions) -> records.Writer:
+    """The record. Under torchrun the first rank writes it; the others read what is done and write nowhere."""
+    path = records.record_path("train", options)
+    if _rank() == 0:
+        facts = _facts(materials, card, save, options)
+        return records.open_record("train", options, inputs=_inputs(materials), facts=facts)
+    earlier = records.read(path, unfinished_ok=True) if path.exists() and path.stat().st_size else None
+    nowhere = Path(os.devnull).open("wb")  # noqa: SIM115 - the Writer closes it
+    done = {row["key"]: row for row in earlier.good} if earlier else {}
+    return records.Writer(path, nowhere, done, complete=bool(earlier and earlier.finished))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def _inputs(materials: Materials) -> dict[str, str]:
     teacher = {"teacher": materials.teacher.card.fingerprint} if materials.teacher else {}
     return teacher | {
@@ -225,7 +240,7 @@ def _train(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    resume = find_resume(save)
+    resume = find_resume(save, tidy=_rank() == 0)
     if resume.result is not None:
         # Killed between the last update and the saving of the student: nothing is left to train.
         trainer._load_from_checkpoint(str(resume.result))
@@ -279,6 +294,7 @@ def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArgumen
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # DataParallel would split a batch behind the loss's back; use torchrun for several GPUs

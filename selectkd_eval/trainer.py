@@ -120,7 +120,9 @@ class SelectiveTrainer(Trainer):
         generator = None
         if self.spec.spec_mode == "sampled":
             generator = [_generator(self.args.seed, step, key, self.args.device) for key in inputs["key"].tolist()]
-        loss, stats = self.measure(model, inputs, self.spec, generator, num_items_in_batch)
+        loss, stats = selective_loss(
+            *self.logits(model, inputs), self.spec, generator=generator, denominator=num_items_in_batch
+        )
         require_finite(stats, f"step {step}")
         self._micro = self._micro + stats
         # Data-parallel ranks average their gradients; each holds its share of a global sum.
@@ -138,35 +140,25 @@ class SelectiveTrainer(Trainer):
                         parameter.grad.mul_(repair)
         return loss
 
-    def measure(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        spec: LossSpec,
-        generator: list[torch.Generator] | None = None,
-        denominator: float | None = None,
-    ) -> tuple[Tensor, TokenStats]:
-        """Both forward passes and the loss; heads run from the first response position on, where models allow
-        it.
+    def logits(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """Both forward passes: teacher's and student's logits, and the ids and response mask aligned with them.
+
+        Where both models allow it, heads run only from the last position before the first response token on.
         """
         response = inputs["response_mask"]
         start = max(int(response.any(0).nonzero()[0]) - 1, 0) if self._slices else 0
-        length = response.shape[1] - start
         forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
         if self._slices:
-            forward["logits_to_keep"] = length
+            forward["logits_to_keep"] = response.shape[1] - start
         logits_p = None
         if self.teacher is not None:
             with torch.no_grad():
                 logits_p = self.teacher(**forward).logits
                 if "wrong" in inputs:
-                    # The logits at t - 1 predict token t, so the wrong token of position t belongs one place
-                    # earlier.
+                    # The logits at t - 1 predict token t, so the wrong token of position t belongs one place earlier.
                     wrong = torch.nn.functional.pad(inputs["wrong"][:, start + 1 :], (0, 1), value=-1)
                     logits_p = corrupt(logits_p, wrong)
-        logits_q = model(**forward).logits
-        args = (logits_p, logits_q, inputs["input_ids"][:, start:], response[:, start:], spec)
-        return selective_loss(*args, generator=generator, denominator=denominator)
+        return logits_p, model(**forward).logits, inputs["input_ids"][:, start:], response[:, start:]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate once per step; a row written before an interruption is not measured again."""
@@ -192,10 +184,10 @@ class SelectiveTrainer(Trainer):
         self.model.eval()
         # Every rank measures the whole set: a shard padded with repeated texts would count those twice.
         for batch in DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.data_collator):
-            inputs = self._prepare_inputs(batch)
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+                logits = self.logits(self.model, self._prepare_inputs(batch))
             for name, spec in gates.items():
-                with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-                    sums[name] = sums[name] + self.measure(self.model, inputs, spec)[1]
+                sums[name] = sums[name] + selective_loss(*logits, spec)[1]
         own = sums["own"]
         loss = own.loss(self.spec.normaliser, weighted=False)
         if not math.isfinite(loss):
