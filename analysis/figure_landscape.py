@@ -63,7 +63,9 @@ def landscape(library: Library) -> Drawing:
         lower = figure.add_subplot(grid[1, index])
         mappable = _contours(lower, surface, norm, first=index == 0)
     axes = [axis for axis in figure.axes if not isinstance(axis, Axes3D)]
-    figure.colorbar(mappable, ax=axes, label=str(found[0].facts["loss"]), aspect=18, pad=0.01)  # type: ignore[arg-type]
+    bar = figure.colorbar(mappable, ax=axes, label="loss", aspect=18, pad=0.01, ticks=_levels(norm, 6))  # type: ignore[arg-type]
+    bar.ax.set_yticklabels([f"{level:.2g}" for level in _levels(norm, 6)])
+    bar.ax.minorticks_off()
     data = _profiles(figure.add_subplot(grid[2, :]), library, planes)
     facts = found[0].facts
     seeds = sorted({s for plane in planes for s in plane.surfaces})

@@ -22,6 +22,7 @@ from analysis.style import ERROR, TWO_COLUMNS, Drawing, look
 from analysis.table_ir import number
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
+from selectkd_eval.measures import Terms
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Floats
 
@@ -49,22 +50,25 @@ def training(library: Library) -> Drawing:
     groups = _methods(library)
     figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.2), sharex=True)
     data: dict[str, Any] = {}
+    divergence = _divergence(groups)
     for axis, (event, what, label) in zip(axes.flat, _PANELS, strict=True):
         for method, found in groups.items():
             series = _series(found, event, what)
-            if series is None or (what == "bite" and not series.mean.any()):
+            # A loss against labels and a divergence from the teacher are not on one scale.
+            other_scale = (event, what) == ("validation", "loss") and method.get("divergence") != divergence
+            if series is None or (what == "bite" and not series.mean.any()) or other_scale:
                 continue
             _line(axis, series, method, markers=event == "validation")
             data[f"{library.label(method)}: {label}"] = _plain(series)
-        axis.set_ylabel(label)
+        axis.set_title(label)
     for axis in axes[1]:
         axis.set_xlabel("optimiser step")
     _legend(figure, library, list(groups))
     seeds = sorted({len(found) for found in groups.values()})
     caption = (
         f"Training curves: mean over {' or '.join(map(str, seeds))} training seeds, band from the smallest to the "
-        "largest, not smoothed. Training losses of different objectives or gates are not comparable with each other; "
-        "the validation loss is the same unweighted divergence where the objectives are the same."
+        "largest, not smoothed. Training losses of different objectives or gates are not comparable with each "
+        f"other; the validation loss is one unweighted divergence ({divergence or 'unnamed'}) for all in its panel."
     )
     return Drawing("training", figure, caption, _training_alt(library, groups), data)
 
@@ -104,6 +108,12 @@ def _methods(library: Library) -> dict[Method, list[Record]]:
     if not groups:
         raise InputError("this figure needs train records: run `selectkd-eval train` first")
     return dict(sorted(groups.items(), key=lambda item: item[0].order))
+
+
+def _divergence(groups: dict[Method, list[Record]]) -> Any:
+    """The divergence that most methods train on: only those share a validation loss."""
+    names = [method.get("divergence") for method in groups]
+    return max(names, key=lambda name: (names.count(name), name != "nll", str(name)))
 
 
 def _series(found: Sequence[Record], event: str, what: str) -> Series | None:
@@ -158,20 +168,22 @@ def _dual(axis: Axes, found: Sequence[Record], label: str, data: dict[str, Any])
     other.spines["right"].set_color(RATE)
     falls = np.flatnonzero(np.diff(rate.mean) < 0) + 1
     other.plot(rate.steps[falls], rate.mean[falls], "v", markersize=7, markerfacecolor="none", color=RATE)
-    axis.set_title(
-        f"{label}, {loss.seeds} seed{'s' if loss.seeds > 1 else ''}\nTAR fell at {len(falls)} of {len(rate.steps) - 1} evaluations"
-    )
-    data["loss and TAR"] = {"method": label, "loss": _plain(loss), "tar": _plain(rate), "falls": int(len(falls))}
+    times = f"{len(falls)} of {len(rate.steps) - 1}"
+    axis.set_title(f"{label}, {loss.seeds} seed{'s' if loss.seeds > 1 else ''}\nTAR fell at {times} evaluations")
+    data["loss and TAR"] = {"method": label, "loss": _plain(loss), "tar": _plain(rate), "falls": len(falls)}
     return (
         f"Line chart of {label}: validation loss from {number(loss.mean[0], 3)} to {number(loss.mean[-1], 3)} while "
-        f"held-out TAR goes from {number(rate.mean[0], 3)} to {number(rate.mean[-1], 3)}; TAR fell at {len(falls)} of "
-        f"{len(rate.steps) - 1} evaluations."
+        f"held-out TAR goes from {number(rate.mean[0], 3)} to {number(rate.mean[-1], 3)}; TAR fell at {times} "
+        "evaluations."
     )
 
 
 def _phase(axis: Axes, library: Library, groups: dict[Method, list[Record]], data: dict[str, Any]) -> None:
     """Every method on one definition of acceptance, alpha, since a method without a gate has no TAR of its own."""
+    divergence = _divergence(groups)
     for method, found in groups.items():
+        if method.get("divergence") != divergence:
+            continue
         loss, alpha = _series(found, "validation", "loss"), _series(found, "validation", "alpha")
         if loss is None or alpha is None or len(loss.steps) != len(alpha.steps):
             continue
@@ -187,42 +199,82 @@ def _phase(axis: Axes, library: Library, groups: dict[Method, list[Record]], dat
 
 
 def _checkpoints(axis: Axes, library: Library, found: Sequence[Record], resamples: int, data: dict[str, Any]) -> str:
-    """TAR on a fixed set: over checkpoints when there are steps, side by side otherwise."""
-    record = max(found, key=lambda r: (len({_step(r, i) for i in range(len(r.facts["students"]))}), r.path.name))
-    students = record.facts["students"]
-    steps = [_step(record, index) for index in range(len(students))]
-    stepped = len(set(steps)) == len(steps) > 1 and None not in steps
-    names = [library.label(library.method(student)) for student in students]
-    xs = [float(step) for step in steps if step is not None] if stepped else list(map(float, range(len(students))))
-    k, words = record.facts.get("k", 5), []
-    kinds = (("greedy", f"greedy Top-{k}", "s"), ("spec", f"Spec-{k}", "^"), ("alpha", "α (Spec-1)", "o"))
-    for (what, label, marker), line in zip(kinds, ("--", "-.", "-"), strict=True):
-        estimates = [measures.tar(record.rows, index, what).estimate(resamples) for index in range(len(students))]
-        values = [e.value for e in estimates]
-        errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
-        colour = {"greedy": "#E69F00", "spec": "#009E73", "alpha": "#444444"}[what]
-        axis.errorbar(
-            xs,
-            values,
-            yerr=errors,
-            color=colour,
-            marker=marker,
-            linestyle=line if stepped else "",
-            label=label,
-            **ERROR,
-        )
-        data[f"tar {what}"] = [[names[i], steps[i], e.value, e.low, e.high] for i, e in enumerate(estimates)]
-        words.append(f"{label} " + ", ".join(number(value, 3) for value in values))
+    """TAR on one fixed set: over checkpoints when there are steps, method by method otherwise."""
+    chosen = _one_set(found)
+    points = _points(library, chosen)
+    k, facts = chosen[0].facts.get("k", 5), chosen[0].facts
+    methods = sorted({method for method, _ in points}, key=lambda method: method.order)
+    stepped = any(len([s for m, s in points if m == method and s is not None]) > 1 for method in methods)
+    kinds = {"greedy": (f"greedy Top-{k}", "#E69F00", "s", "--"), "spec": (f"Spec-{k}", "#009E73", "^", "-.")}
+    kinds["alpha"] = ("α = 1 − TV", "#444444", "o", "-")
+    words = []
+    if stepped and len(methods) > 1:
+        # One definition for all: alpha does not depend on k and does not saturate.
+        for method in methods:
+            style = look(method)
+            look_of = (style.colour, style.marker, style.line, library.label(method))
+            words.append(_tar_line(axis, points, [method], "alpha", look_of, resamples, data))
+        axis.set_ylabel("α = 1 − TV on held-out text")
+    else:
+        for what, (label, colour, marker, dashes) in kinds.items():
+            look_of = (colour, marker, dashes if stepped else "", label)
+            words.append(_tar_line(axis, points, methods, what, look_of, resamples, data))
+        axis.set_ylabel("TAR on held-out text")
     axis.legend(loc="best", fontsize=6.5)
-    axis.set_ylabel("TAR on held-out text")
-    prompts = (record.facts.get("prompts") or {}).get("name", "held-out text")
-    axis.set_title(f"{names[0] if stepped else 'students'}, {prompts}\n95 % intervals over prompts")
+    name = (facts.get("prompts") or {}).get("name", "held-out text")
+    axis.set_title(f"{library.label(methods[0]) if len(methods) == 1 else 'students'}\n{name}")
     if stepped:
         axis.set_xlabel("checkpoint step")
     else:
-        axis.set_xticks(xs, names, rotation=30, ha="right")
-        axis.set_xlim(-0.5, len(xs) - 0.5)
-    return f"Token acceptance on {prompts}: {'; '.join(words)}."
+        axis.set_xticks(range(len(methods)), [library.label(m).replace(" + ", "\n+ ") for m in methods], fontsize=6.5)
+        axis.set_xlim(-0.5, len(methods) - 0.5)
+    return f"Token acceptance on {name}: {'; '.join(words)}."
+
+
+def _tar_line(
+    axis: Axes,
+    points: dict[tuple[Method, int | None], dict[str, Terms]],
+    methods: list[Method],
+    what: str,
+    style: tuple[str, str, Any, str],
+    resamples: int,
+    data: dict[str, Any],
+) -> str:
+    """One line of estimates: over a method's steps, or over methods; returns it in words."""
+    colour, marker, line, label = style
+    chosen = sorted(((m, s) for m, s in points if m in methods), key=lambda p: (p[0].order, p[1] is None, p[1] or 0))
+    estimates = [points[at][what].estimate(resamples) for at in chosen]
+    over_steps = len(methods) == 1 and len(chosen) > 1
+    xs = [float(s if s is not None else 0) if over_steps else float(methods.index(m)) for m, s in chosen]
+    errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+    values = [e.value for e in estimates]
+    axis.errorbar(xs, values, yerr=errors, color=colour, marker=marker, linestyle=line, label=label, **ERROR)
+    data[f"tar {what} {label}"] = [
+        [m.label, s, e.value, e.low, e.high] for (m, s), e in zip(chosen, estimates, strict=True)
+    ]
+    return f"{label} " + ", ".join(number(value, 3) for value in values)
+
+
+def _one_set(found: Sequence[Record]) -> list[Record]:
+    """The records on one teacher, text and k; the group with most students."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in found:
+        facts = record.facts
+        key = (facts["teacher"].get("fingerprint"), (facts.get("prompts") or {}).get("sha256"), facts.get("k"))
+        groups[str(key)].append(record)
+    return max(groups.values(), key=lambda group: (sum(len(r.facts["students"]) for r in group), group[0].path.name))
+
+
+def _points(library: Library, found: Sequence[Record]) -> dict[tuple[Method, int | None], dict[str, Terms]]:
+    """Per method and step, the terms of every quantity, training seeds pooled by prompt."""
+    parts: dict[tuple[Method, int | None], dict[str, list[Terms]]] = defaultdict(lambda: defaultdict(list))
+    for record in found:
+        for index, card in enumerate(record.facts["students"]):
+            method, step = library.method(card), _step(record, index)
+            at = (method, 0 if step is None and method.role == "start" else step)
+            for what in ("greedy", "spec", "alpha"):
+                parts[at][what].append(measures.tar(record.rows, index, what))
+    return {at: {what: measures.pool(terms) for what, terms in kinds.items()} for at, kinds in parts.items()}
 
 
 def _step(record: Record, student: int) -> int | None:

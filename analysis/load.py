@@ -18,7 +18,7 @@ from typing import Any, Literal
 from selectkd_eval import measures, records
 from selectkd_eval.errors import InputError
 from selectkd_eval.measures import Terms
-from selectkd_eval.records import Record
+from selectkd_eval.records import Record, canonical
 
 Card = Mapping[str, Any]
 Role = Literal["teacher", "start", "student", "model"]
@@ -27,17 +27,18 @@ Role = Literal["teacher", "start", "student", "model"]
 _SETTINGS = (
     "recipe",
     "divergence",
+    "parameters",
     "verifier",
     "k",
     "beta",
-    "spec_sampled",
+    "spec_mode",
     "normaliser",
     "temperature",
     "teacher",
     "teacher_noise",
+    "start",
     "data",
-    "lr",
-    "lora_rank",
+    "steps",
 )
 _BASES = ("SFT", "SFT-control", "KD", "SeqKD", "ImitKD", "GKD", "DistiLLM", "SKD", "DistiLLM-2")
 _VERIFIERS = ("none", "hellinger", "top-k", "spec-k")
@@ -117,27 +118,20 @@ class Library:
         label, setting = self._identity(card)
         variant = PurePath(str(card.get("name", ""))).stem if (label, setting) in self._ambiguous else ""
         training = card.get("training") or {}
-        base = str(card.get("base_method") or training.get("base_method") or "")
+        gated = training.get("verifier") not in (None, "none")
+        base = str(card.get("base_method") or training.get("base_method") or "") if gated else ""
         return Method(label, base if base != label else "", self._role(card), setting, variant)
 
     def trained(self, record: Record) -> Method:
-        """The method that a train record trains, whose card is in its facts and options."""
-        facts, options = record.facts, record.options
-        training = {name: options[name] for name in _SETTINGS if name in options}
-        for card in self._cards():
-            # The student's own card, where it was measured, says it best.
-            if (card.get("training") or {}).get("record") == record.path.name:
-                return self.method(card)
-        card = {"name": record.path.name, "method": facts.get("method"), "base_method": facts.get("base_method")}
-        known = {name for card in self._cards() for name in card.get("training") or {}}
-        training = {name: value for name, value in training.items() if not known or name in known}
-        return self.method({**card, "seed": options.get("seed"), "training": training or {"recipe": None}})
+        """The method that a train record trains."""
+        facts = record.facts
+        return self.method({**facts, "name": record.path.name, "seed": record.options.get("seed")})
 
     def label(self, method: Method) -> str:
         """The method's name in a table, with whatever tells it apart from others of the same name."""
         twins = [other for other in self.methods if other.label == method.label and other.role == method.role]
         differing = [name for name in _SETTINGS if len({str(twin.get(name)) for twin in twins}) > 1]
-        words = [f"{name}={method.get(name)}" for name in differing if method.get(name) is not None]
+        words = [f"{name}={str(method.get(name))[:12]}" for name in differing if method.get(name) is not None]
         words += [method.variant] if method.variant else []
         return f"{method.label} ({', '.join(words)})" if words else method.label
 
@@ -216,9 +210,11 @@ class Library:
         label = str(card.get("method") or card.get("name") or "unnamed")
         if role in ("teacher", "start"):
             label = {"teacher": "Teacher", "start": "Student before"}[role]
-        skipped = {"none": {"k", "beta", "spec_sampled"}, "hellinger": {"k", "beta", "spec_sampled"}}.get(
-            str(training.get("verifier")), set()
-        )
+        skipped = {
+            "none": {"k", "beta", "spec_mode"},
+            "hellinger": {"k", "beta", "spec_mode"},
+            "top-k": {"spec_mode"},
+        }.get(str(training.get("verifier")), set())
         setting = tuple(
             (name, _hashable(training[name])) for name in _SETTINGS if name in training and name not in skipped
         )
@@ -260,4 +256,4 @@ def library(directory: Path) -> Library:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return canonical(value) if isinstance(value, dict | list) else value

@@ -86,7 +86,7 @@ _UNTRAINED = {
     "start": Look("#ffffff", "", ":", "x"),
     "model": Look("#F0E442", "", ":", "P"),
 }
-_CONTROL = Look("#bbbbbb", "", (0, (4, 1, 1, 1, 1, 1)), "v")
+_CONTROL = Look("#999999", "", (0, (4, 1, 1, 1, 1, 1)), "v")
 _LINES = ("-", "--", "-.", ":")
 
 

@@ -174,7 +174,7 @@ def _gate(method: Method) -> tuple[str, str, str]:
         "none": "None",
         "hellinger": "Hellinger-based",
         "top-k": "Greedy Top-k",
-        "spec-k": "Non-greedy Spec-k" + (" (sampled)" if method.get("spec_sampled") else ""),
+        "spec-k": "Non-greedy Spec-k" + (" (sampled)" if method.get("spec_mode") == "sampled" else ""),
     }.get(verifier, verifier)
     k, beta = (method.get(fact) for fact in ("k", "beta"))
     weight = f"{beta:g}" if beta is not None else "1" if verifier == "none" else "–"

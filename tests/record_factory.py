@@ -48,6 +48,7 @@ def card(method: str, seed: int | None = None, **training: Any) -> dict[str, Any
         "method": method,
         "base_method": "KD" if method.startswith("KD +") else "",
         "recipe": "sft" if method.startswith("SFT") else "kd",
+        "divergence": "nll" if method.startswith("SFT") else "fkl",
         "verifier": GATES.get(method, "none"),
         "k": 5,
         "beta": 0.01,
@@ -164,6 +165,7 @@ def train(out: Path, student: dict[str, Any], steps: int = 60, every: int = 10) 
     facts = {
         "method": student["method"],
         "base_method": student["base_method"],
+        "training": student["training"],
         "teacher": card("Teacher"),
         "student": card("Start"),
         "data": {"sha256": digest("data"), "n": 1500, "dropped_duplicates": 0},
