@@ -173,6 +173,7 @@ def _surface(axis: Any, surface: Surface, norm: LogNorm) -> None:
         side._axinfo["grid"].update(color="#e0e0e0", linewidth=0.4)  # mplot3d has no public setting for it
     axis.tick_params(pad=-3, labelsize=6)
     axis.locator_params(nbins=3)
+    axis.set_zticks([low, high], [f"{low:.2g}", f"{high:.2g}"])
 
 
 def _levels(norm: LogNorm, count: int) -> Floats:

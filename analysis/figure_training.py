@@ -90,7 +90,7 @@ def tar(library: Library, resamples: int) -> Drawing:
         shown = max(gated, key=lambda method: (method.get("verifier") == "spec-k", method.order))
         words.append(_dual(panels[0], groups[shown], library.label(shown), data))
         _phase(panels[1], library, groups, data)
-        _legend(figure, library, list(groups))
+        _legend(figure, library, [m for m in groups if f"phase {library.label(m)}" in data])
     if evaluated:
         words.append(_checkpoints(panels[-1], library, evaluated, resamples, data))
     caption = (
@@ -296,7 +296,7 @@ def _training_alt(library: Library, groups: dict[Method, list[Record]]) -> str:
     parts = []
     for method, found in groups.items():
         series = _series(found, "validation", "loss")
-        if series is not None:
+        if series is not None and method.get("divergence") == _divergence(groups):
             ends = f"{number(series.mean[0], 3)} at step {series.steps[0]:.0f} to {number(series.mean[-1], 3)}"
             parts.append(f"{library.label(method)} from {ends} at step {series.steps[-1]:.0f}")
     return f"Line charts over training steps. Validation loss: {'; '.join(parts)}."

@@ -1,0 +1,164 @@
+"""What do the figures show? Plain sentences computed from the records, and only those the intervals support.
+
+"Beats" needs a paired 95 % interval above 0; below 0 the sentence says "is worse than"; otherwise it says that the
+difference is not settled. The same words whether selection wins or loses. The report opens with these lines and
+the demo's summary on the terminal is made of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from analysis.grid import Grid
+from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
+from analysis.table_ir import number, signed
+from selectkd_eval import measures, stats
+from selectkd_eval.records import Record
+from selectkd_eval.stats import Estimate
+
+
+def summary_lines(records: Sequence[Record], resamples: int = stats.RESAMPLES) -> list[str]:
+    """One sentence per finding, from whatever records there are."""
+    library = Library(records)
+    return findings(library, resamples)
+
+
+def findings(library: Library, resamples: int) -> list[str]:
+    """The sentences of a library, in the order of the paper's claims."""
+    return [
+        *_pass_lines(Grid(library, "passk", resamples)),
+        *_win_lines(Grid(library, "winrate", resamples)),
+        *_tar_lines(library, resamples),
+        *_speed_lines(library, resamples),
+    ]
+
+
+def _pass_lines(grid: Grid) -> list[str]:
+    lines = []
+    for column in grid.columns:
+        here = [method for method in grid.methods if grid.terms(column, method) is not None]
+        teacher = next((method for method in here if method.role == "teacher"), None)
+        for start in (method for method in here if method.role == "start" and teacher):
+            assert teacher is not None
+            lines += _compared(grid, column, teacher, start, "pass@1")
+        lines += _against_references(grid, column, here, "pass@1")
+    return lines
+
+
+def _win_lines(grid: Grid) -> list[str]:
+    lines = []
+    for column in grid.columns:
+        here = [method for method in grid.methods if grid.terms(column, method) is not None]
+        judge = f"judge {column.get('judge')}"
+        if column.get("judge_kind") == "likelihood":
+            judge = f"{judge}: {LIKELIHOOD_NOTE}"
+        for method in here:
+            value = grid.estimate(column, method)
+            if value is None or math.isnan(value.value):
+                continue
+            word = _verdict(value, 0.5, ("wins more often than", "wins less often than", "is not told apart from"))
+            name, other = grid.library.label(method), column.get("baseline")
+            lines.append(
+                f"{name} {word} {other} on {column.get('prompts') or 'the prompts'}: win rate "
+                f"{_percent(value)}, n = {value.n:,} prompts ({judge}; {measures.TIES[str(column.get('ties'))]})."
+            )
+        lines += _against_references(grid, column, here, "win rate")
+    return lines
+
+
+def _against_references(grid: Grid, column: Column, here: Sequence[Method], word: str) -> list[str]:
+    lines = []
+    for method in here:
+        other = grid.reference(column, method)
+        if other is not None:
+            lines += _compared(grid, column, method, other, word)
+    return lines
+
+
+def _compared(grid: Grid, column: Column, a: Method, b: Method, word: str) -> list[str]:
+    found = grid.delta(column, a, b)
+    left, right = grid.estimate(column, a), grid.estimate(column, b)
+    if found is None or left is None or right is None or math.isnan(found[0].value):
+        return []
+    points = found[0].scaled(100)
+    verb = _verdict(points, 0.0, ("beats", "is worse than", "is not told apart from"))
+    label, likelihood = grid.library.label, column.get("judge_kind") == "likelihood"
+    seeds = len(grid.seeds(column, a))
+    return [
+        f"{label(a)} {verb} {label(b)} on {grid.label(column)}: {word} {number(100 * left.value, 1)} % against "
+        f"{number(100 * right.value, 1)} %, {signed(points.value, 1)} points [{signed(points.low, 1)}, "
+        f"{signed(points.high, 1)}], n = {points.n:,} prompts{f', {seeds} training seeds' if seeds > 1 else ''}"
+        f"{' (likelihood judge)' if likelihood else ''}."
+    ]
+
+
+def _tar_lines(library: Library, resamples: int) -> list[str]:
+    """Acceptance of the first and last checkpoint of one student on the same text."""
+    lines = []
+    for record in library.of("tar"):
+        steps: dict[Method, dict[int, int]] = {}
+        for index, card in enumerate(record.facts["students"]):
+            step = next((row.get("step") for row in record.good if row["student"] == index), None)
+            if step is not None:
+                steps.setdefault(library.method(card), {})[int(step)] = index
+        k = record.facts.get("k", 5)
+        for method, found in sorted(steps.items(), key=lambda item: item[0].order):
+            if len(found) < 2:
+                continue
+            first, last = min(found), max(found)
+            for what, word in (("alpha", "α = 1 − TV"), ("spec", f"Spec-{k} TAR")):
+                terms = [measures.tar(record.rows, found[step], what) for step in (first, last)]
+                change, _ = measures.delta(terms[1], terms[0], resamples)
+                verb = _verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
+                lines.append(
+                    f"{word} of {library.label(method)} {verb} from step {first} to {last}: "
+                    f"{number(terms[0].value, 3)} to {number(terms[1].value, 3)}, {_signed_interval(change, 3)}, "
+                    f"n = {change.n:,} prompts."
+                )
+    return lines
+
+
+def _speed_lines(library: Library, resamples: int) -> list[str]:
+    """The best draft length of every draft, with the definition of its acceptance."""
+    lines = []
+    for record in library.of("speedup"):
+        gate = measures.lossless_counts(record.rows)
+        name = library.label(library.method(record.facts["draft"]))
+        target = library.label(library.method(record.facts["target"]))
+        if gate["violation"]:
+            lines.append(
+                f"{name} as a draft for {target} changed the text on {gate['violation']} prompts, so no speed-up is given."
+            )
+            continue
+        arms = {arm: measures.speedup(record.rows, arm) for arm in measures.speedup_arms(record.rows)}
+        if not arms:
+            continue
+        best = max(arms, key=lambda arm: (arms[arm].value, arm))
+        speed = arms[best].estimate(resamples)
+        accepted = measures.acceptance(record.rows, best, "alpha").estimate(resamples)
+        verb = _verdict(speed, 1.0, ("speeds up", "slows down", "does not clearly change the speed of"))
+        texts = f"text identical on {gate['identical']}, a numerical tie on {gate['tie']} prompts"
+        lines.append(
+            f"{name} as a draft {verb} {target}: ×{number(speed.value, 2)} [{number(speed.low, 2)}, "
+            f"{number(speed.high, 2)}] at draft length {best.removeprefix('gamma')}, n = {speed.n:,} prompts; accepted / "
+            f"tested {number(accepted.value, 3)}; {texts}."
+        )
+    return lines
+
+
+def _verdict(estimate: Estimate, null: float, words: tuple[str, str, str]) -> str:
+    """Above, below or not settled: the interval decides, never the value alone."""
+    if not estimate.excludes(null):
+        return words[2]
+    return words[0] if estimate.low > null else words[1]
+
+
+def _percent(estimate: Estimate) -> str:
+    percent = estimate.scaled(100)
+    return f"{number(percent.value, 1)} % [{number(percent.low, 1)}, {number(percent.high, 1)}]"
+
+
+def _signed_interval(estimate: Estimate, digits: int) -> str:
+    low, high = signed(estimate.low, digits), signed(estimate.high, digits)
+    return f"{signed(estimate.value, digits)} [{low}, {high}]"

@@ -1,0 +1,178 @@
+"""The verb `report`: one HTML page with everything the records show, and nothing else.
+
+Findings in sentences first, then tables, figures, how each number is computed, and where each comes from. The page
+is self-contained: styles inline, pictures as data, a content policy that forbids every request, no script. The
+same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis import writers
+from analysis.figures import FIGURES, draw
+from analysis.findings import findings, summary_lines
+from analysis.load import Library, library
+from analysis.style import close, encode
+from analysis.tables import build
+from selectkd_eval import __version__, stats
+from selectkd_eval.environment import sha256_file
+from selectkd_eval.errors import InputError
+from selectkd_eval.records import Record
+from selectkd_eval.verbs import ReportOptions
+
+__all__ = ["page", "run", "summary_lines"]
+
+_TABLES = {1: "winrate", 2: "passk", 4: "train", 5: "speedup"}
+_FIGURES = {"passk": "passk", "winrate": "winrate", "training": "train", "tar": "tar", "speedup": "speedup"}
+_FIGURES |= {"landscape": "landscape"}
+_DPI = 170  # sharp on a phone's screen, and the page stays under a megabyte
+
+METHODS: tuple[tuple[str, str, str], ...] = (
+    (
+        "passk",
+        "pass@1",
+        "Correct answers / answers, problem by problem; lm-eval's prompts, the grader named in the table.",
+    ),
+    (
+        "winrate",
+        "Win rate",
+        "Wins / comparisons under the protocol's tie rule, prompt by prompt. Unreadable and failed comparisons are in "
+        "neither sum and are listed below the table.",
+    ),
+    (
+        "tar",
+        "Token acceptance",
+        "TAR (Eq. 13) by the acceptance indicator, mean over sequences of per-sequence means: greedy Top-k is a rank "
+        "test of the student's argmax under the teacher; Spec-k is its exact expectation 1 − TV^k; α is 1 − TV.",
+    ),
+    (
+        "speedup",
+        "Speed-up",
+        "Per prompt the median over repetitions of plain and of speculative decoding to one fixed length; the ratio of "
+        "their sums. Printed only when the text is unchanged.",
+    ),
+    (
+        "landscape",
+        "Landscape",
+        "Unweighted forward KL on one token batch along Gaussian directions scaled to every output row's norm (Li et "
+        "al. 2018); the same noise, tokens and radius for every student.",
+    ),
+)
+INTERVALS = (
+    "Intervals are 95 % percentile bootstraps that resample prompts with all seeds, samples and orders of a prompt "
+    "together (Wilson's at 0 and 1). Differences are paired by prompt. They hold for the students that were trained; "
+    "the spread over training seeds is shown beside them."
+)
+
+
+class Picture(NamedTuple):
+    """A figure as the page holds it."""
+
+    name: str
+    source: str
+    caption: str
+    alt: str
+
+
+def run(options: ReportOptions) -> int | None:
+    """Write the page and print its path and findings."""
+    records = library(options.records)
+    text = page(records, options.title, options.resamples)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {options.out}: {error.strerror}; give a writable --out") from None
+    print(options.out)
+    return None
+
+
+def page(records: Library, title: str, resamples: int = stats.RESAMPLES) -> str:
+    """The page as text."""
+    left_out: list[str] = [f"{path.name} is unfinished" for path in sorted(records.unfinished)]
+    environment = Environment(
+        loader=PackageLoader("analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    verbs = {record.verb for record in records.records}
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        findings=findings(records, resamples),
+        tables=_tables(records, resamples, left_out),
+        pictures=_pictures(records, resamples, left_out),
+        methods=[(name, text) for verb, name, text in METHODS if verb in verbs],
+        intervals=INTERVALS,
+        machines=_machines(records),
+        provenance=[_origin(record) for record in records.records],
+        left_out=left_out,
+        version=__version__,
+        resamples=f"{resamples:,}",
+    )
+
+
+def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Markup]:
+    """Every table that the records can fill, as HTML; the writers have escaped it."""
+    made = []
+    for number, verb in _TABLES.items():
+        if not records.of(verb):
+            continue
+        try:
+            made.append(Markup(writers.html(build(number, records, resamples))))
+        except InputError as error:
+            left_out.append(f"Table {number}: {error}")
+    return made
+
+
+def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Picture]:
+    made = []
+    for name, verb in _FIGURES.items():
+        assert name in FIGURES
+        if not records.of(verb):
+            continue
+        try:
+            drawing = draw(name, records, resamples)
+        except InputError as error:
+            left_out.append(f"Figure {name}: {error}")
+            continue
+        print(f"drew {name}", file=sys.stderr)
+        data = base64.b64encode(encode(drawing, "png", _DPI)).decode()
+        made.append(Picture(name, f"data:image/png;base64,{data}", drawing.caption, drawing.alt))
+        close(drawing)
+    return made
+
+
+def _origin(record: Record) -> dict[str, Any]:
+    """Where a number comes from: the record, its digest, the code and the seed."""
+    header = record.header
+    return {
+        "name": record.path.name,
+        "verb": record.verb,
+        "sha256": sha256_file(record.path),
+        "git": (header.get("git") or "not in a checkout")[:13],
+        "version": header.get("version") or "unknown",
+        "rows": f"{len(record.good):,}",
+        "failed": f"{len(record.failed):,}",
+        "seed": record.options.get("seed", "–"),
+    }
+
+
+def _machines(records: Library) -> list[str]:
+    """The machines and versions that measured, each once."""
+    found = set()
+    for record in records.records:
+        env = record.header.get("environment") or {}
+        packages = ", ".join(f"{name} {version}" for name, version in sorted((env.get("packages") or {}).items()))
+        cores = f"{env.get('cores', '?')} cores"
+        found.add(
+            f"{env.get('processor', 'unknown processor')}, {cores}, {env.get('system', '')}; Python {env.get('python', '?')}; {packages}"
+        )
+    return sorted(found)
