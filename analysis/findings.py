@@ -50,9 +50,9 @@ def _win_lines(grid: Grid) -> list[str]:
     lines = []
     for column in grid.columns:
         here = [method for method in grid.methods if grid.terms(column, method) is not None]
-        judge = f"judge {column.get('judge')}"
-        if column.get("judge_kind") == "likelihood":
-            judge = f"{judge}: {LIKELIHOOD_NOTE}"
+        likelihood = column.get("judge_kind") == "likelihood"
+        judge = "likelihood judge" if likelihood else f"judge {column.get('judge')}"
+        first = len(lines)
         for method in here:
             value = grid.estimate(column, method)
             if value is None or math.isnan(value.value):
@@ -64,6 +64,11 @@ def _win_lines(grid: Grid) -> list[str]:
                 f"{_percent(value)}, n = {value.n:,} prompts ({judge}; {measures.TIES[str(column.get('ties'))]})."
             )
         lines += _against_references(grid, column, here, "win rate")
+        if likelihood:
+            # Said once, before the numbers; every number names its judge.
+            name = str(column.get("judge")).removeprefix("likelihood:")
+            note = f"The judge on {grid.label(column)} is {name}: {LIKELIHOOD_NOTE}."
+            lines.insert(first, note)
     return lines
 
 
@@ -128,7 +133,8 @@ def _speed_lines(library: Library, resamples: int) -> list[str]:
         target = library.label(library.method(record.facts["target"]))
         if gate["violation"]:
             lines.append(
-                f"{name} as a draft for {target} changed the text on {gate['violation']} prompts, so no speed-up is given."
+                f"{name} as a draft for {target} changed the text on {gate['violation']} prompts, "
+                "so no speed-up is given."
             )
             continue
         arms = {arm: measures.speedup(record.rows, arm) for arm in measures.speedup_arms(record.rows)}
@@ -141,8 +147,8 @@ def _speed_lines(library: Library, resamples: int) -> list[str]:
         texts = f"text identical on {gate['identical']}, a numerical tie on {gate['tie']} prompts"
         lines.append(
             f"{name} as a draft {verb} {target}: ×{number(speed.value, 2)} [{number(speed.low, 2)}, "
-            f"{number(speed.high, 2)}] at draft length {best.removeprefix('gamma')}, n = {speed.n:,} prompts; accepted / "
-            f"tested {number(accepted.value, 3)}; {texts}."
+            f"{number(speed.high, 2)}] at draft length {best.removeprefix('gamma')}, n = {speed.n:,} prompts; "
+            f"accepted / tested {number(accepted.value, 3)}; {texts}."
         )
     return lines
 

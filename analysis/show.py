@@ -1,0 +1,134 @@
+"""The verb `show`: what is in one record?
+
+Options that differ from the defaults, inputs, facts, how many rows measured something, and the verb's number from
+the same function as tables and figures. With `--rows N` the first N rows follow as JSON lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from analysis.table_ir import number
+from selectkd_eval import measures
+from selectkd_eval.records import Record, canonical, read
+from selectkd_eval.stats import Estimate
+from selectkd_eval.verbs import VERBS, ShowOptions, jsonable
+
+_WIDE = 100  # characters of a fact before it is cut
+
+
+def run(options: ShowOptions) -> int | None:
+    """Print one record; an unfinished one is shown as such."""
+    record = read(options.record, unfinished_ok=True)
+    print("\n".join(lines(record)))
+    for row in record.rows[: options.rows]:
+        print(canonical(row))
+    return None
+
+
+def lines(record: Record) -> Iterator[str]:
+    """The record in words."""
+    header = record.header
+    state = "finished" if record.finished else "unfinished: run its command again to finish it"
+    yield f"{record.verb} record {record.path} ({state})"
+    yield f"rows: {len(record.good):,} measured, {len(record.failed):,} failed"
+    for reason, count in _reasons(record):
+        yield f"  {count:,} x {reason}"
+    yield from _section("options that differ from the defaults", _changed(record))
+    yield from _section("inputs", header.get("inputs") or {})
+    yield from _section("facts", {name: _brief(value) for name, value in record.facts.items()})
+    environment = header.get("environment") or {}
+    packages = environment.get("packages") or {}
+    flat = {name: value for name, value in environment.items() if name != "packages"} | packages
+    yield from _section("made by", {"selectkd-eval": header.get("version"), "git": header.get("git"), **flat})
+    found = list(numbers(record))
+    if found:
+        yield "numbers (95 % intervals over prompts):"
+        yield from (f"  {line}" for line in found)
+
+
+def numbers(record: Record) -> Iterator[str]:
+    """The verb's own numbers, through the functions that tables use."""
+    if record.verb == "passk":
+        for task in record.facts["tasks"]:
+            estimate = measures.pass_at_1(record.rows, task).estimate()
+            yield f"pass@1 on {task}: {_percent(estimate)}"
+    elif record.verb == "winrate":
+        counts = measures.verdict_counts(record.rows)
+        words = ", ".join(f"{count:,} {word}" for word, count in counts.items())
+        yield f"win rate: {_percent(measures.win_rate(record).estimate())}, {measures.TIES[measures.tie_rule(record)]}"
+        yield f"verdicts: {words}"
+    elif record.verb == "tar":
+        for index, card in enumerate(record.facts["students"]):
+            parts = [
+                f"{word} {_plain(measures.tar(record.rows, index, what).estimate(), 3)}"
+                for what, word in (("greedy", "greedy TAR"), ("spec", "Spec-k TAR"), ("alpha", "alpha"))
+            ]
+            yield f"{card.get('name')}: {', '.join(parts)}"
+    elif record.verb == "speedup":
+        yield f"text: {', '.join(f'{n} {word}' for word, n in measures.lossless_counts(record.rows).items())}"
+        for arm in measures.speedup_arms(record.rows):
+            speed = measures.speedup(record.rows, arm).estimate()
+            accepted = measures.acceptance(record.rows, arm, "alpha").estimate()
+            yield f"{arm}: speed-up {_plain(speed, 2)}, accepted / tested {_plain(accepted, 3)}"
+    elif record.verb == "landscape":
+        for index, card in enumerate(record.facts["students"]):
+            for seed in sorted({row["seed"] for row in record.good if row["student"] == index}):
+                surface = measures.surface(record.rows, index, seed)
+                radii, rises = surface.profile()
+                at = f"rising by {number(rises[-1], 4)} at distance {number(radii[-1], 2)}"
+                yield f"{card.get('name')}, directions {seed}: loss {number(surface.centre, 4)}, {at}"
+    elif record.verb == "train":
+        for event, what in (("step", "loss"), ("validation", "loss"), ("validation", "alpha")):
+            steps, values = measures.curve(record.rows, event, what)
+            if len(steps):
+                ends = f"{number(values[0], 4)} at step {steps[0]:.0f}, {number(values[-1], 4)} at step {steps[-1]:.0f}"
+                yield f"{event} {what}: {ends}"
+
+
+def _changed(record: Record) -> dict[str, Any]:
+    """Options that are not the default; all of them for a verb this version does not know."""
+    if record.verb not in VERBS:
+        return record.options
+    defaults = {}
+    for field in dataclasses.fields(VERBS[record.verb].options):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = jsonable(field.default)
+    return {name: value for name, value in record.options.items() if defaults.get(name, ...) != value}
+
+
+def _reasons(record: Record) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for row in record.failed:
+        reason = str(row["error"])[:_WIDE]
+        counts[reason] = counts.get(reason, 0) + 1
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+
+
+def _brief(value: Any) -> Any:
+    """A model card by name and digest, anything else as JSON cut to a line."""
+    if isinstance(value, dict) and "fingerprint" in value:
+        seed = f", seed {value['seed']}" if value.get("seed") is not None else ""
+        return f"{value.get('name')} ({value.get('method', '')}{seed}, {str(value['fingerprint'])[:12]})"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "; ".join(str(_brief(item)) for item in value)
+    text = value if isinstance(value, str) else canonical(value)
+    return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
+
+
+def _section(title: str, content: dict[str, Any]) -> Iterator[str]:
+    if not content:
+        return
+    yield f"{title}:"
+    for name, value in content.items():
+        yield f"  {name}: {value if isinstance(value, str) else canonical(value)}"
+
+
+def _plain(estimate: Estimate, digits: int) -> str:
+    return f"{number(estimate.value, digits)} [{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{_plain(estimate.scaled(100), 2)} %, n = {estimate.n:,} ({estimate.method})"
