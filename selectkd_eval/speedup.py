@@ -1,12 +1,13 @@
 """`speedup`: what does a distilled student buy as a draft for its teacher? The paper's Table 5.
 
 First the gate: greedy speculative text must be plain decoding's text, or differ only where two logits tie
-numerically. A draft that changes the text has no speed-up, so none is measured. Then the clock: per prompt
-the same token ids and the same number of new tokens for every arm, the arms (plain decoding twice, and each
-gamma) in an order shuffled per repetition, garbage collection off, one thread unless told otherwise. The
-number is the ratio of summed per-prompt medians; plain decoding against itself (`ar2`) must come out at 1.
+numerically. A draft that changes the text has no speed-up, so none is measured. Then the clock: every arm
+(plain decoding twice, and each gamma) reads the same token ids and decodes as many tokens as the target's own
+greedy answer has, in an order shuffled per repetition, garbage collection off, one thread unless told
+otherwise. The number is the ratio of summed per-prompt medians; plain decoding against itself (`ar2`) must
+come out at 1.
 
-Batch 1 only, and no server: throughput under load is another question. End tokens are ignored while timing.
+Batch 1 only, and no server: throughput under load is another question.
 """
 
 from __future__ import annotations
@@ -42,15 +43,11 @@ class Arms(NamedTuple):
     target: Any
     draft: Any
     vocabulary: int
-    new_tokens: int
+    ends: frozenset[int]
 
-    def decode(self, ids: Sequence[int], gamma: int, sampling: Sampling = GREEDY) -> Decoded:
-        """One run; gamma 0 is plain decoding."""
-        same: dict[str, Any] = {
-            "new_tokens": self.new_tokens,
-            "vocabulary": self.vocabulary,
-            "sampling": sampling,
-        }
+    def decode(self, ids: Sequence[int], gamma: int, length: int, sampling: Sampling = GREEDY) -> Decoded:
+        """One run of exactly ``length`` new tokens; gamma 0 is plain decoding."""
+        same: dict[str, Any] = {"new_tokens": length, "vocabulary": self.vocabulary, "sampling": sampling}
         if gamma == 0:
             return plain(self.target, ids, **same)
         return speculative(self.target, self.draft, ids, gamma=gamma, **same)
@@ -64,7 +61,8 @@ def run(options: SpeedupOptions) -> int | None:
     both = pair.load_pair(options.target, options.draft, device, getattr(torch, options.dtype))
     chosen = prompts.load_prompts(options.prompts, options.limit)
     ids = {prompt.id: prompts.prompt_ids(both.teacher.tokenizer, prompt.text) for prompt in chosen.prompts}
-    arms = Arms(both.teacher.model, both.student.model, both.vocabulary, options.max_new_tokens)
+    ends = frozenset() if options.ignore_end else end_tokens(both.teacher)
+    arms = Arms(both.teacher.model, both.student.model, both.vocabulary, ends)
     with records.open_record(
         "speedup",
         options,
@@ -82,9 +80,10 @@ def run(options: SpeedupOptions) -> int | None:
             "dtype": options.dtype,
             "threads": threads,
             "vocabulary": both.vocabulary,
-            "rules": "batch 1; end token ignored; `tokens` and decode_wall_s leave out the prefill and its one "
-            "token; `steps` counts target calls after the prefill; gate: a tie is a logit gap of at most "
-            f"{TIE_ULPS[getattr(torch, options.dtype)]} ulp",
+            "rules": "batch 1; every arm decodes as many tokens as the target's greedy answer has, end token "
+            "included, or max_new_tokens if that is less or --ignore-end; `tokens` and decode_wall_s leave out the "
+            "prefill and its one token; `steps` counts target calls after the prefill; gate: a tie is a logit gap of "
+            f"at most {TIE_ULPS[getattr(torch, options.dtype)]} ulp",
         },
     ) as record:
         lossless = _gate(record, arms, ids, options)
@@ -103,17 +102,31 @@ def _gate(record: records.Writer, arms: Arms, ids: dict[str, list[int]], options
         key = f"gate/{prompt}"
         if key in record.done:
             continue
-        reference = arms.decode(tokens, 0).tokens
+        reference = arms.decode(tokens, 0, options.max_new_tokens).tokens
+        length = answer_length(reference, arms.ends)
         outcome, worst = "identical", 0.0
         for gamma in options.gamma:
-            found = arms.decode(tokens, gamma).tokens
-            if found != reference:
+            found = arms.decode(tokens, gamma, length).tokens
+            if found != reference[:length]:
                 worst = max(worst, gap_in_ulps(arms.target, tokens, found, arms.vocabulary))
                 outcome = "tie"
         if worst > TIE_ULPS[arms.target.dtype]:
             outcome = "violation"
-        record.write(key, prompt=prompt, outcome=outcome, gap_ulps=worst)
+        record.write(key, prompt=prompt, outcome=outcome, gap_ulps=worst, length=length)
     return not measures.lossless_counts(record.done.values())["violation"]
+
+
+def end_tokens(target: pair.LoadedModel) -> frozenset[int]:
+    """Token ids that end the target's answer, by its generation settings and its tokenizer."""
+    configured = target.model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in (*ids, target.tokenizer.eos_token_id) if token is not None)
+
+
+def answer_length(tokens: Sequence[int], ends: frozenset[int]) -> int:
+    """Tokens up to and including the first end token, but at least 2: the first comes from the prefill."""
+    first = next((place for place, token in enumerate(tokens, start=1) if token in ends), len(tokens))
+    return max(first, 2)
 
 
 @torch.inference_mode()
@@ -141,12 +154,13 @@ def _time(
     """Every arm on every prompt, `repetitions` times, in a shuffled order that depends on the seed only."""
     gammas = {"ar": 0, "ar2": 0} | {f"gamma{gamma}": gamma for gamma in options.gamma}
     for gamma in gammas.values():
-        arms.decode(ids[chosen[0].id], gamma, _sampling(options, "warm-up", 0, arms))
+        arms.decode(ids[chosen[0].id], gamma, options.max_new_tokens, _sampling(options, "warm-up", 0, arms))
     for prompt in tqdm(chosen, desc="timing", disable=None):
         keys = [f"{prompt.id}/{rep}/{arm}" for rep in range(options.repetitions) for arm in gammas]
         if all(key in record.done for key in keys):
             continue
-        arms.decode(ids[prompt.id], 0)  # this prompt length's kernels and memory
+        length = record.done[f"gate/{prompt.id}"]["length"]
+        arms.decode(ids[prompt.id], 0, length)  # this prompt length's kernels and memory
         for rep in range(options.repetitions):
             order = list(gammas)
             random.Random(f"{options.seed}/{prompt.id}/{rep}").shuffle(order)
@@ -156,7 +170,7 @@ def _time(
                 sampling = _sampling(options, prompt.id, rep, arms)
                 with _quiet(arms.target.device):
                     wall, cpu = time.perf_counter(), time.process_time()
-                    decoded = arms.decode(ids[prompt.id], gammas[arm], sampling)
+                    decoded = arms.decode(ids[prompt.id], gammas[arm], length, sampling)
                     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                 place = {
                     "prompt": prompt.id,

@@ -238,8 +238,10 @@ class SpeedupOptions(ModelRun):
     """Only the first N prompts of each set."""
     gamma: tuple[int, ...] = (3, 5)
     """Draft lengths to time."""
-    max_new_tokens: int = 40
-    """Tokens decoded per prompt; the end token is ignored so that every run does the same work."""
+    max_new_tokens: int = 64
+    """Longest answer. Every arm decodes as many tokens as the target's own greedy answer has, end token included."""
+    ignore_end: bool = False
+    """Decode --max-new-tokens on every prompt, past the end of the answer."""
     temperature: float = 0.0
     """0 is greedy; above it both models are sampled at this temperature."""
     repetitions: int = 3

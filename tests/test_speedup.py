@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TinyPair, tiny_llama
 
-from selectkd_eval import draft_verify, measures, pair, records, speedup
+from selectkd_eval import draft_verify, measures, pair, prompts, records, speedup
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import SpeedupOptions
 
@@ -51,6 +51,29 @@ def test_every_arm_is_timed_and_counted_on_every_prompt(tiny_pair, tmp_path, cap
     assert measures.acceptance(record.rows, "ar", "tokens").value == 1
     shown = capsys.readouterr().out
     assert "3 identical" in shown and "gamma2" in shown and "ar2" in shown
+
+
+def test_the_answer_ends_with_the_first_end_token():
+    assert speedup.answer_length([5, 9, 2, 7, 2], frozenset({2})) == 3
+    assert speedup.answer_length([5, 9, 7], frozenset({2})) == 3
+    assert speedup.answer_length([2, 9, 7], frozenset({2})) == 2  # the prefill's token alone is no decoding
+
+
+def test_every_arm_decodes_the_length_of_the_targets_answer(tiny_pair, tmp_path):
+    """With the fourth token of the target's answer as its end token, every arm decodes four tokens."""
+    target = pair.load_model(str(tiny_pair.teacher))
+    (prompt,) = prompts.load_prompts(str(tiny_pair.data), 1).prompts
+    ids = prompts.prompt_ids(target.tokenizer, prompt.text)
+    text = draft_verify.plain(target.model, ids, new_tokens=8, vocabulary=len(target.tokenizer)).tokens
+    end = next(place for place in range(2, 8) if text[place] not in text[:place])
+    target.model.generation_config.eos_token_id = text[end]
+    target.model.save_pretrained(tmp_path / "ends")
+    target.tokenizer.save_pretrained(tmp_path / "ends")
+    chosen = {"target": str(tmp_path / "ends"), "limit": 1, "repetitions": 1}
+    speedup.run(options(tiny_pair, tmp_path / "out", **chosen))
+    assert {row["tokens"] for row in only_record(tmp_path / "out").rows if "arm" in row} == {end}
+    speedup.run(options(tiny_pair, tmp_path / "all", **chosen, ignore_end=True))
+    assert {row["tokens"] for row in only_record(tmp_path / "all").rows if "arm" in row} == {7}
 
 
 def test_identical_models_sampled_accept_every_draft(tiny_pair, tmp_path, capsys):
