@@ -47,7 +47,7 @@ def _pass_lines(grid: Grid) -> list[str]:
 
 
 def _win_lines(grid: Grid) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for column in grid.columns:
         here = [method for method in grid.methods if grid.terms(column, method) is not None]
         likelihood = column.get("judge_kind") == "likelihood"

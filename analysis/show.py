@@ -7,9 +7,10 @@ the same function as tables and figures. With `--rows N` the first N rows follow
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
 from selectkd_eval import measures
 from selectkd_eval.records import Record, canonical, read
@@ -39,53 +40,85 @@ def lines(record: Record) -> Iterator[str]:
     yield from _section("options that differ from the defaults", _changed(record))
     yield from _section("inputs", header.get("inputs") or {})
     yield from _section("facts", {name: _brief(value) for name, value in record.facts.items()})
-    environment = header.get("environment") or {}
-    packages = environment.get("packages") or {}
-    flat = {name: value for name, value in environment.items() if name != "packages"} | packages
-    yield from _section("made by", {"selectkd-eval": header.get("version"), "git": header.get("git"), **flat})
-    found = list(numbers(record))
-    if found:
-        yield "numbers (95 % intervals over prompts):"
+    yield f"made by: {_maker(header)}"
+    if record.finished and (found := list(numbers(record))):
+        yield "numbers, with 95 % intervals:"
         yield from (f"  {line}" for line in found)
 
 
 def numbers(record: Record) -> Iterator[str]:
     """The verb's own numbers, through the functions that tables use."""
-    if record.verb == "passk":
-        for task in record.facts["tasks"]:
-            estimate = measures.pass_at_1(record.rows, task).estimate()
-            yield f"pass@1 on {task}: {_percent(estimate)}"
-    elif record.verb == "winrate":
-        counts = measures.verdict_counts(record.rows)
-        words = ", ".join(f"{count:,} {word}" for word, count in counts.items())
-        yield f"win rate: {_percent(measures.win_rate(record).estimate())}, {measures.TIES[measures.tie_rule(record)]}"
-        yield f"verdicts: {words}"
-    elif record.verb == "tar":
-        for index, card in enumerate(record.facts["students"]):
-            parts = [
-                f"{word} {_plain(measures.tar(record.rows, index, what).estimate(), 3)}"
-                for what, word in (("greedy", "greedy TAR"), ("spec", "Spec-k TAR"), ("alpha", "alpha"))
-            ]
-            yield f"{card.get('name')}: {', '.join(parts)}"
-    elif record.verb == "speedup":
-        yield f"text: {', '.join(f'{n} {word}' for word, n in measures.lossless_counts(record.rows).items())}"
-        for arm in measures.speedup_arms(record.rows):
-            speed = measures.speedup(record.rows, arm).estimate()
-            accepted = measures.acceptance(record.rows, arm, "alpha").estimate()
-            yield f"{arm}: speed-up {_plain(speed, 2)}, accepted / tested {_plain(accepted, 3)}"
-    elif record.verb == "landscape":
-        for index, card in enumerate(record.facts["students"]):
-            for seed in sorted({row["seed"] for row in record.good if row["student"] == index}):
-                surface = measures.surface(record.rows, index, seed)
-                radii, rises = surface.profile()
-                at = f"rising by {number(rises[-1], 4)} at distance {number(radii[-1], 2)}"
-                yield f"{card.get('name')}, directions {seed}: loss {number(surface.centre, 4)}, {at}"
-    elif record.verb == "train":
-        for event, what in (("step", "loss"), ("validation", "loss"), ("validation", "alpha")):
-            steps, values = measures.curve(record.rows, event, what)
-            if len(steps):
-                ends = f"{number(values[0], 4)} at step {steps[0]:.0f}, {number(values[-1], 4)} at step {steps[-1]:.0f}"
-                yield f"{event} {what}: {ends}"
+    if record.verb in _NUMBERS:
+        yield from _NUMBERS[record.verb](record)
+
+
+def _passk(record: Record) -> Iterator[str]:
+    for task in record.facts["tasks"]:
+        yield f"pass@1 on {task}: {_percent(measures.pass_at_1(record.rows, task).estimate())}"
+
+
+def _winrate(record: Record) -> Iterator[str]:
+    counts = ", ".join(f"{count:,} {word}" for word, count in measures.verdict_counts(record.rows).items())
+    judge = record.facts.get("judge") or {}
+    note = f" ({LIKELIHOOD_NOTE})" if judge.get("kind") == "likelihood" else ""
+    yield f"win rate: {_percent(measures.win_rate(record).estimate())}, {measures.TIES[measures.tie_rule(record)]}"
+    yield f"verdicts: {counts}"
+    yield f"judge: {judge.get('name', 'unnamed')}{note}"
+
+
+def _tar(record: Record) -> Iterator[str]:
+    for index, card in enumerate(record.facts["students"]):
+        parts = [
+            f"{word} {_plain(measures.tar(record.rows, index, what).estimate(), 3)}"
+            for what, word in (("greedy", "greedy TAR"), ("spec", "Spec-k TAR"), ("alpha", "alpha"))
+        ]
+        yield f"{card.get('name')}: {', '.join(parts)}"
+
+
+def _speedup(record: Record) -> Iterator[str]:
+    gate = measures.lossless_counts(record.rows)
+    yield f"text: {', '.join(f'{count} {word}' for word, count in gate.items())}"
+    for arm in measures.speedup_arms(record.rows):
+        # A draft that changes the text has no speed-up, only a count of changes.
+        speed = "none" if gate["violation"] else _plain(measures.speedup(record.rows, arm).estimate(), 2)
+        accepted = measures.acceptance(record.rows, arm, "alpha").estimate()
+        yield f"{arm}: speed-up {speed}, accepted / tested {_plain(accepted, 3)}"
+
+
+def _landscape(record: Record) -> Iterator[str]:
+    for index, card in enumerate(record.facts["students"]):
+        for seed in sorted({row["seed"] for row in record.good if row["student"] == index}):
+            surface = measures.surface(record.rows, index, seed)
+            radii, rises = surface.profile()
+            at = f"rising by {number(rises[-1], 4)} at distance {number(radii[-1], 2)}"
+            yield f"{card.get('name')}, directions {seed}: loss {number(surface.centre, 4)}, {at}"
+
+
+def _train(record: Record) -> Iterator[str]:
+    for event, what in (("step", "loss"), ("validation", "loss"), ("validation", "alpha")):
+        steps, values = measures.curve(record.rows, event, what)
+        if len(steps):
+            ends = f"{number(values[0], 4)} at step {steps[0]:.0f}, {number(values[-1], 4)} at step {steps[-1]:.0f}"
+            yield f"{event} {what}: {ends}"
+
+
+_NUMBERS: dict[str, Callable[[Record], Iterator[str]]] = {
+    "passk": _passk,
+    "winrate": _winrate,
+    "tar": _tar,
+    "speedup": _speedup,
+    "landscape": _landscape,
+    "train": _train,
+}
+
+
+def _maker(header: dict[str, Any]) -> str:
+    """Program, commit, machine and versions in one line."""
+    environment = header.get("environment") or {}
+    packages = " ".join(f"{name} {version}" for name, version in sorted((environment.get("packages") or {}).items()))
+    machine = f"{environment.get('processor', 'unknown processor')}, {environment.get('cores', '?')} cores"
+    commit = str(header.get("git") or "no checkout")[:13]
+    return f"selectkd-eval {header.get('version')} ({commit}); {machine}; python {environment.get('python')} {packages}"
 
 
 def _changed(record: Record) -> dict[str, Any]:
