@@ -60,6 +60,8 @@ def run(options: SpeedupOptions) -> int | None:
     device = environment.device(options.device)
     both = pair.load_pair(options.target, options.draft, device, getattr(torch, options.dtype))
     chosen = prompts.load_prompts(options.prompts, options.limit)
+    if not chosen.prompts:
+        raise InputError(f"{options.prompts} with --limit {options.limit} leaves no prompt to decode: raise the limit")
     ids = {prompt.id: prompts.prompt_ids(both.teacher.tokenizer, prompt.text) for prompt in chosen.prompts}
     ends = frozenset() if options.ignore_end else end_tokens(both.teacher)
     arms = Arms(both.teacher.model, both.student.model, both.vocabulary, ends)

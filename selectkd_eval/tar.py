@@ -31,6 +31,8 @@ from selectkd_eval.verbs import TarOptions
 def run(options: TarOptions) -> int | None:
     """Measure (or finish measuring) every student, and print a line for each."""
     verifiers.check_gate(options.k, 0.0)
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
     environment.set_threads(options.threads)
     device = environment.device(options.device)
     teacher = pair.load_model(options.teacher, device)

@@ -126,7 +126,8 @@ def test_a_stopped_run_measures_only_what_is_missing(tiny_pair, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"gamma": (0,)}, {"gamma": ()}, {"repetitions": 0}, {"max_new_tokens": 1}, {"temperature": -1.0}]
+    "wrong",
+    [{"gamma": (0,)}, {"gamma": ()}, {"repetitions": 0}, {"max_new_tokens": 1}, {"temperature": -1.0}, {"limit": 0}],
 )
 def test_impossible_requests_are_refused(tiny_pair, tmp_path, wrong):
     with pytest.raises(InputError):

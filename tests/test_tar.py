@@ -111,3 +111,9 @@ def test_prompts_without_answers_are_refused(tiny_pair, tmp_path):
     bare.write_text(json.dumps({"prompt": "Say 1 :"}) + "\n")
     with pytest.raises(InputError, match="without answers"):
         tar.run(options(tiny_pair, tmp_path, data=str(bare)))
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"batch_size": 0}, {"limit": 0}, {"student": ()}])
+def test_impossible_requests_are_refused(tiny_pair, tmp_path, wrong):
+    with pytest.raises(InputError):
+        tar.run(options(tiny_pair, tmp_path, **wrong))
