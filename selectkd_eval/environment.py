@@ -46,12 +46,13 @@ def device(name: str = "auto") -> str:
 
 
 def set_threads(threads: int) -> int:
-    """Fix torch's thread count (0 = at most two, fewer when there are fewer cores) and return it.
+    """Fix torch's thread count and return it; 0 takes OMP_NUM_THREADS, or at most two.
 
     More threads than free cores make small models several times slower: the workers wait for each other.
     """
     torch = require("torch", "running a model", "train")
-    count = threads or min(2, available_cores())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(asked) if asked.isdigit() and int(asked) else min(2, available_cores()))
     torch.set_num_threads(count)
     return count
 
