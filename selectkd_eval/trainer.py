@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -29,6 +29,8 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.loss import LossSpec, TokenStats, gradient_repair, require_finite, selective_loss
 from selectkd_eval.records import Writer
 from selectkd_eval.stress import corrupt
+
+KEPT_BYTES = 2**28  # teacher logits of the validation set are kept in memory up to this size
 
 
 class Example(NamedTuple):
@@ -66,7 +68,6 @@ def collate(batch: Sequence[Example], pad: int) -> dict[str, Tensor]:
 
     tensors = {
         "input_ids": torch.tensor([padded(e.ids, pad) for e in batch]),
-        "attention_mask": torch.tensor([padded([1] * len(e.ids), 0) for e in batch]),
         "response_mask": torch.tensor([padded(e.response, 0) for e in batch], dtype=torch.bool),
         "key": torch.tensor([int(e.prompt, 16) >> 1 for e in batch]),
     }
@@ -87,6 +88,7 @@ class SelectiveTrainer(Trainer):
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
         self.spec = spec
         self.record = record
+        self._validation: list[tuple[dict[str, Any], Tensor | None]] = []
         self._micro = TokenStats()  # of this rank, since the last update
         self._update = TokenStats()  # of all ranks, of the last update
         bare = self.accelerator.unwrap_model(self.model)
@@ -140,18 +142,23 @@ class SelectiveTrainer(Trainer):
                         parameter.grad.mul_(repair)
         return loss
 
-    def logits(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    def logits(
+        self, model: Any, inputs: dict[str, Any], known_p: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """Both forward passes: teacher's and student's logits, and the ids and response mask aligned with them.
 
-        Where both models allow it, heads run only from the last position before the first response token on.
+        Where both models allow it, heads run only from the last position before the first response token on. `known_p`
+        are the teacher's logits for these inputs from an earlier call.
         """
         response = inputs["response_mask"]
         start = max(int(response.any(0).nonzero()[0]) - 1, 0) if self._slices else 0
-        forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        # No attention mask: padding stands on the right, attention is causal, and padding carries no loss. Without a
+        # mask the kernels take their fast causal path.
+        forward = {"input_ids": inputs["input_ids"], "use_cache": False}
         if self._slices:
             forward["logits_to_keep"] = response.shape[1] - start
-        logits_p = None
-        if self.teacher is not None:
+        logits_p = known_p
+        if self.teacher is not None and logits_p is None:
             with torch.no_grad():
                 logits_p = self.teacher(**forward).logits
                 if "wrong" in inputs:
@@ -177,25 +184,45 @@ class SelectiveTrainer(Trainer):
         both.
         """
         expected = replace(self.spec, spec_mode="expected")
-        gates = {"own": expected}
+        gates = {self.spec.verifier: expected}
         if self.teacher is not None:
             gates |= {name: replace(expected, verifier=name) for name in ("top-k", "spec-k")}
         sums = dict.fromkeys(gates, TokenStats())
         self.model.eval()
-        # Every rank measures the whole set: a shard padded with repeated texts would count those twice.
-        for batch in DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.data_collator):
+        for inputs, logits_p in self._validation_batches():
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-                logits = self.logits(self.model, self._prepare_inputs(batch))
+                logits = self.logits(self.model, inputs, logits_p)
             for name, spec in gates.items():
                 sums[name] = sums[name] + selective_loss(*logits, spec)[1]
-        own = sums["own"]
+        own = sums[self.spec.verifier]
         loss = own.loss(self.spec.normaliser, weighted=False)
         if not math.isfinite(loss):
             raise InputError(
                 f"the validation loss is {loss} at step {self.state.global_step}: lower --lr, or use --divergence skl"
             )
         row = {"loss": loss, "nll": own.mean_nll, "tar": own.tar, "tar_pooled": own.tar_pooled, "alpha": own.alpha}
-        return row | {f"tar_{name.replace('-', '_')}": stats.tar for name, stats in sums.items() if name != "own"}
+        return row | {
+            f"tar_{name.replace('-', '_')}": stats.tar for name, stats in sums.items() if name in ("top-k", "spec-k")
+        }
+
+    def _validation_batches(self) -> list[tuple[dict[str, Any], Tensor | None]]:
+        """The held-out batches, of similar lengths, with the teacher's logits where they are small enough to keep.
+
+        The teacher does not change, so asking it once is enough. Every rank measures the whole set: a shard padded with
+        repeated texts would count those twice.
+        """
+        if not self._validation:
+            examples = sorted(self.eval_dataset.examples, key=lambda example: len(example.ids))
+            size = self.args.eval_batch_size
+            batches = [
+                self._prepare_inputs(self.data_collator(examples[at : at + size]))
+                for at in range(0, len(examples), size)
+            ]
+            width = self.model.get_output_embeddings().weight.shape[0]
+            keep = self.teacher is not None and 4 * width * sum(b["input_ids"].numel() for b in batches) <= KEPT_BYTES
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+                self._validation = [(b, self.logits(self.model, b)[0] if keep else None) for b in batches]
+        return self._validation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Turn the Trainer's log of an update into a row; its closing summary is not one."""
