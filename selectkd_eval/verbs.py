@@ -196,8 +196,8 @@ class PasskOptions(ModelRun):
     """Directory with the tasks' own files (gsm8k_test.jsonl.gz ...); without it they come from the hub."""
     shots: int = 0
     """Solved examples before each question."""
-    max_new_tokens: int = 512
-    """Longest answer in tokens."""
+    max_new_tokens: int = 0
+    """Longest answer in tokens; 0 means 512, or 128 for a model of less than 10 million parameters."""
     temperature: float = 0.0
     """0 is greedy decoding."""
     samples: int = 1

@@ -206,6 +206,11 @@ def test_shots_are_the_first_solved_examples(options: PasskOptions) -> None:
     assert task.sha256 != passk.load_task("gsm8k", options).sha256
 
 
+def test_length_limit_is_the_one_asked_or_a_default_that_leaves_room(options: PasskOptions) -> None:
+    for asked, allowed in ((9, 9), (0, 128), (400, 256)):  # the tiny model has 512 positions for prompt and answer
+        assert measure(replace(options, max_new_tokens=asked, limit=1)).facts["generation"]["max_new_tokens"] == allowed
+
+
 def test_prompts_cut_to_fit_are_counted(options: PasskOptions, tmp_path: Path) -> None:
     rows = [{"question": "ball " * n, "answer": "#### 1"} for n in (3, 700)]
     (tmp_path / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
