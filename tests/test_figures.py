@@ -1,0 +1,167 @@
+"""Figures: the same bytes twice, one scale where scales are compared, and words that match the numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import record_factory as make
+from matplotlib.colors import to_rgb
+
+from analysis import style
+from analysis.figures import FIGURES, draw, run
+from analysis.load import Library, library
+from analysis.style import Drawing
+from selectkd_eval.errors import InputError
+from selectkd_eval.verbs import FigureOptions
+
+RESAMPLES = 100
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return library(make.everything(tmp_path_factory.mktemp("records"), n=30))
+
+
+@pytest.fixture(scope="module")
+def drawings(full: Library) -> Iterator[dict[str, Drawing]]:
+    made = {name: draw(name, full, RESAMPLES) for name in FIGURES}
+    yield made
+    for drawing in made.values():
+        style.close(drawing)
+
+
+@pytest.mark.parametrize("what", ["passk", "tar", "landscape"])
+def test_drawn_twice_it_is_the_same_bytes(full: Library, drawings: dict[str, Drawing], what: str) -> None:
+    again = draw(what, full, RESAMPLES)
+    for form in style.FORMATS:
+        one, two = (style.encode(d, form, dpi=60) for d in (drawings[what], again))
+        assert hashlib.sha256(one).hexdigest() == hashlib.sha256(two).hexdigest(), form
+    style.close(again)
+
+
+def test_no_file_holds_a_date(drawings: dict[str, Drawing]) -> None:
+    for form in ("svg", "pdf"):
+        data = style.encode(drawings["passk"], form)
+        assert b"CreationDate" not in data
+        assert b"<dc:date>" not in data
+
+
+def test_a_users_own_settings_do_not_change_the_picture(full: Library, drawings: dict[str, Drawing]) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        other = draw("speedup", full, RESAMPLES)
+        assert style.encode(other, "png", 50) == style.encode(drawings["speedup"], "png", 50)
+    style.close(other)
+
+
+def test_every_figure_says_in_words_what_it_shows(drawings: dict[str, Drawing]) -> None:
+    for name, drawing in drawings.items():
+        assert len(drawing.alt) > 60, name
+        assert any(c.isdigit() for c in drawing.alt), name
+        assert "nan" not in drawing.alt.lower().replace("finance", ""), name
+    data = drawings["passk"].data["mini-gsm"]
+    assert f"KD {data['KD']['value']:.1f} %" in drawings["passk"].alt
+
+
+def test_bars_start_at_zero(drawings: dict[str, Drawing]) -> None:
+    for name in ("passk", "winrate", "speedup"):
+        assert drawings[name].figure.axes[0].get_ylim()[0] == 0
+
+
+def test_a_difference_is_filled_only_when_its_interval_excludes_zero(drawings: dict[str, Drawing]) -> None:
+    data = drawings["passk"].data["mini-gsm"]
+    wanted = {}
+    for name, values in data.items():
+        for key, delta in values.items():
+            if key.startswith("difference"):
+                wanted[name] = delta["low"] > 0 or delta["high"] < 0
+    axis = drawings["passk"].figure.axes[1]
+    markers = [line for line in axis.lines if line.get_marker() not in ("None", "", "_") and len(line.get_xdata()) == 1]
+    filled = [line.get_markerfacecolor() != "white" for line in markers]
+    assert filled == list(wanted.values())
+    assert set(wanted) == {"KD", "KD + Top-k", "KD + Spec-k"}
+
+
+def test_a_likelihood_judge_is_called_one(drawings: dict[str, Drawing]) -> None:
+    assert "not a human or LLM preference" in drawings["winrate"].caption
+
+
+def test_methods_are_told_apart_without_colour(full: Library) -> None:
+    looks = {style.look(method) for method in full.methods if method.role == "student"}
+    assert len({look.hatch for look in looks}) == 3, (
+        "the control and the plain method are both unhatched, and differ in grey"
+    )
+    assert len({look.marker for look in looks}) == len({str(look.line) for look in looks}) == 4
+    plain = [look for look in looks if not look.hatch]
+    grey = [float(np.dot(to_rgb(look.colour), (0.2126, 0.7152, 0.0722))) for look in plain]
+    assert abs(grey[0] - grey[1]) > 0.15
+
+
+def test_landscapes_share_one_scale(drawings: dict[str, Drawing]) -> None:
+    figure = drawings["landscape"].figure
+    surfaces = [axis for axis in figure.axes if hasattr(axis, "get_zlim")]
+    assert len(surfaces) == 2
+    assert len({axis.get_zlim() for axis in surfaces}) == 1
+    shaded = [c for axis in figure.axes[:4] for c in axis.collections if c.get_array() is not None]
+    # Contour lines are white; their levels are chosen, not scaled.
+    limits = {c.get_clim() for c in shaded if getattr(c, "filled", True)}
+    assert len(limits) == 1
+
+
+def test_the_flatter_student_rises_less(drawings: dict[str, Drawing]) -> None:
+    profiles = drawings["landscape"].data["profiles"]
+    assert profiles["KD"]["rise"][-1] > profiles["KD + Spec-k"]["rise"][-1]
+    assert profiles["KD"]["directions"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"tokens": "other"}, "tokens_sha256 differs"), ({"radius": 1.0}, "radius differs")]
+)
+def test_landscapes_that_cannot_be_compared_are_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    make.landscape(tmp_path, [make.card("KD", 0)], grid=5)
+    make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5, **change)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=said):
+        draw("landscape", library(tmp_path), RESAMPLES)
+
+
+def test_a_losing_teacher_is_refused_too(tmp_path: Path) -> None:
+    make.landscape(tmp_path, [make.card("KD", 0)], grid=5)
+    record = make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5)
+    record.path.write_text(record.path.read_text().replace(make.card("Teacher")["fingerprint"], "another"))
+    with pytest.raises(InputError, match="teacher differs"):
+        draw("landscape", library(tmp_path), RESAMPLES)
+
+
+def test_training_seeds_make_a_band_and_one_divergence_a_panel(drawings: dict[str, Drawing]) -> None:
+    data = drawings["training"].data
+    assert data["KD: validation loss (unweighted)"]["seeds"] == 3
+    assert "SFT-control: validation loss (unweighted)" not in data, "a loss against labels is not on that scale"
+    assert "SFT-control: training loss (each method's own)" in data
+
+
+def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) -> None:
+    cards = [make.card(method, seed) for method in ("KD", "KD + Spec-k") for seed in (0, 1) for _ in range(2)]
+    make.tar(tmp_path, cards, [10, 20] * 4, n=12)
+    drawing = draw("tar", library(tmp_path), RESAMPLES)
+    assert sorted(drawing.data) == ["tar alpha KD", "tar alpha KD + Spec-k"]
+    assert [point[1] for point in drawing.data["tar alpha KD"]] == [10, 20], "seeds are pooled"
+    style.close(drawing)
+
+
+def test_the_verb_writes_every_format(full: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = full.records[0].path.parent
+    run(FigureOptions(what="speedup", records=where, out=tmp_path / "f", resamples=50))
+    assert sorted(p.suffix for p in (tmp_path / "f").iterdir()) == [".json", ".pdf", ".png", ".svg"]
+    assert capsys.readouterr().out.startswith("Speed-up:")
+
+
+@pytest.mark.parametrize("what", sorted(FIGURES))
+def test_a_figure_without_its_records_says_what_to_run(tmp_path: Path, what: str) -> None:
+    make.write("answer", make.PasskOptions(out=tmp_path), {"model": make.card("KD", 0)}, [])
+    with pytest.raises(InputError, match="record"):
+        draw(what, library(tmp_path), RESAMPLES)

@@ -1,0 +1,181 @@
+"""The page: complete in itself, safe with hostile names, the same twice, and honest whichever side wins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import record_factory as make
+
+from analysis.load import Library, library
+from analysis.report import page, run, summary_lines
+from selectkd_eval.verbs import ReportOptions
+
+RESAMPLES = 100
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and whether all that was opened was closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.found if tag == name]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return library(make.everything(tmp_path_factory.mktemp("records"), n=30))
+
+
+@pytest.fixture(scope="module")
+def text(full: Library) -> str:
+    return page(full, "A report", RESAMPLES)
+
+
+def test_nothing_on_the_page_is_fetched(text: str) -> None:
+    tags = Tags(text)
+    for tag, attrs in tags.found:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = attrs.get(name)
+            assert value is None or value.startswith(("#", "data:")), f"{tag} {name}={value}"
+    assert not tags.all("script")
+    assert "@import" not in text
+    assert "url(" not in text
+    policy = next(m for m in tags.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy["content"]).startswith("default-src 'none'; img-src data:")
+
+
+def test_every_tag_is_closed_and_every_picture_described(text: str) -> None:
+    tags = Tags(text)
+    assert tags.open == []
+    pictures = tags.all("img")
+    assert len(pictures) == 6
+    assert all(len(picture["alt"] or "") > 60 for picture in pictures)
+    assert all(head.get("scope") for head in tags.all("th"))
+    assert len(tags.all("caption")) == len(tags.all("table")) == 5
+    ids = [attrs["id"] for _, attrs in tags.found if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_stays_under_a_megabyte(text: str) -> None:
+    assert len(text.encode()) < 1_000_000
+
+
+def test_the_same_records_give_the_same_page(full: Library, text: str) -> None:
+    assert page(library(full.records[0].path.parent), "A report", RESAMPLES) == text
+
+
+def test_every_record_is_named_with_its_digest(full: Library, text: str) -> None:
+    from selectkd_eval.environment import sha256_file
+
+    for record in full.records:
+        assert record.path.name in text
+        assert sha256_file(record.path) in text
+
+
+def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>\"'&"
+    make.passk(tmp_path, make.card("KD", 0), n=8)
+    make.passk(tmp_path, make.card("KD", 0) | {"method": name, "training": {"recipe": name}}, n=8, skill=0.5)
+    made = page(library(tmp_path), name, 50)
+    assert not Tags(made).all("script")
+    assert "&lt;script&gt;" in made
+
+
+def test_the_likelihood_judge_is_called_one_beside_its_numbers(text: str, full: Library) -> None:
+    assert "not a human or LLM preference" in text
+    lines = [line for line in summary_lines(full.records, RESAMPLES) if "win rate" in line]
+    assert lines
+    assert all("likelihood judge" in line for line in lines)
+
+
+def both(path: Path, skill: float, base: float, n: int = 60) -> list[str]:
+    make.passk(path, make.card("KD", 0), n=n, skill=base)
+    make.passk(path, make.card("KD + Spec-k", 0), n=n, skill=skill)
+    return [line for line in summary_lines(library(path).records, 500) if line.startswith("KD + Spec-k")]
+
+
+@pytest.mark.parametrize(
+    ("skill", "said"), [(0.95, "beats KD"), (0.2, "is worse than KD"), (0.66, "is not told apart from KD")]
+)
+def test_a_sentence_says_what_the_interval_supports(tmp_path: Path, skill: float, said: str) -> None:
+    (line,) = both(tmp_path, skill, 0.72)
+    assert f"KD + Spec-k {said} on mini-gsm" in line
+    assert "n = 60 prompts" in line
+
+
+def test_the_sentence_and_the_table_give_one_number(full: Library) -> None:
+    from analysis.tables import build
+
+    line = next(x for x in summary_lines(full.records, RESAMPLES) if x.startswith("KD beats SFT-control"))
+    rows = {row.label: row.cells[0].value for row in build(2, full, RESAMPLES).blocks[0].rows}
+    kd, control = rows["KD"], rows["SFT-control"]
+    assert kd is not None
+    assert control is not None
+    assert f"pass@1 {kd.value:.1f} % against {control.value:.1f} %, +{kd.value - control.value:.1f} points" in line
+
+
+def test_a_changed_text_is_said_and_has_no_speedup(tmp_path: Path) -> None:
+    make.speedup(tmp_path, make.card("KD", 0), violation=True)
+    (line,) = summary_lines(library(tmp_path).records, 50)
+    assert "changed the text on 1 prompts" in line
+    assert "×" not in line
+
+
+@pytest.mark.parametrize("verb", ["passk", "winrate", "train", "tar", "speedup", "landscape"])
+def test_any_one_kind_of_record_makes_a_page(full: Library, verb: str) -> None:
+    made = page(Library(full.of(verb)), "part", 50)
+    assert Tags(made).open == []
+    assert "Provenance" in made
+
+
+def test_an_unfinished_record_is_named_on_the_page(full: Library) -> None:
+    made = page(Library(full.of("speedup"), [Path("reports/records/passk-torn.jsonl")]), "part", 50)
+    assert "passk-torn.jsonl is unfinished" in made
+
+
+def test_landscapes_that_cannot_be_compared_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    make.passk(tmp_path, make.card("KD", 0), n=8)
+    for radius in (0.5, 1.0):
+        make.landscape(tmp_path, [make.card("KD", 0)], grid=5, radius=radius)
+    made = page(library(tmp_path), "part", 50)
+    assert "radius differs" in made
+    assert "figure-landscape" not in made
+
+
+def test_the_verb_writes_the_page_and_prints_its_path(
+    full: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "report.html"
+    run(ReportOptions(records=full.of("passk")[0].path.parent, out=out, resamples=50))
+    assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert capsys.readouterr().out.splitlines() == [str(out)]
+
+
+def test_reading_needs_no_torch_and_no_network() -> None:
+    """The reading half works with the base dependencies, and cannot talk to anyone."""
+    code = (
+        "import sys, analysis.tables, analysis.figures, analysis.report, analysis.show\n"
+        "heavy = {'torch', 'transformers', 'openai', 'lm_eval', 'requests', 'httpx', 'judges'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
