@@ -126,12 +126,19 @@ def _make(
     tokenizer = save_tokenizer(unfinished)
     model = new_model(settings, len(tokenizer), card["seed"], tokenizer)
     train(model, encode(rows, tokenizer), settings, card["seed"], label=f"training the {name}")
-    model.half().save_pretrained(unfinished)
+    save_model(model, unfinished)
     card |= measure(model.float(), tokenizer, gsm=settings.gsm > 0, label=f"measuring the {name}")
     (unfinished / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     unfinished.rename(directory)
     return card
+
+
+def save_model(model: LlamaForCausalLM, directory: Path) -> None:
+    """Writes fp16 weights under a configuration that asks for fp32, so that every loader computes in fp32."""
+    model.half().save_pretrained(directory)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(directory)
 
 
 def new_model(settings: Settings, vocabulary: int, seed: int, tokenizer: Any) -> LlamaForCausalLM:

@@ -113,6 +113,7 @@ def corpus_sha256(rows: list[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=1)
 def _words() -> list[str]:
     """Every word and mark of both families as the splitter cuts it, in sorted order."""
     from tokenizers import Regex, pre_tokenizers
