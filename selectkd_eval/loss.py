@@ -100,7 +100,7 @@ class TokenStats:
         Counted by the acceptance itself, never by ``V_t == 1``: in closed-form Spec-k no weight need be
         exactly 1.
         """
-        return self.accepted_per_seq / self.sequences if self.judged else None
+        return min(self.accepted_per_seq / self.sequences, 1.0) if self.judged else None
 
     @property
     def tar_pooled(self) -> float | None:
@@ -188,7 +188,7 @@ def selective_loss(
     if divergence is None:
         divergence = DIVERGENCES[spec.divergence](log_p, log_q, targets, **spec.parameters)
     weight, acceptance = _gate(log_p, log_q, kept, spec, generator)
-    length = kept.sum(1).to(divergence.dtype)
+    length = kept.sum(1).double()
     share = (1 / length)[sequence]  # 1 / |y| of the sequence each token belongs to
     weighted = weight * divergence
     with torch.no_grad():
@@ -202,7 +202,7 @@ def selective_loss(
             share=share,
             kept=kept,
         )
-    numerator = (weighted * share if spec.normaliser == "per_seq_mean" else weighted).sum()
+    numerator = (weighted * share.to(weighted.dtype) if spec.normaliser == "per_seq_mean" else weighted).sum()
     return numerator / (denominator or stats.denominator(spec.normaliser)), stats
 
 
@@ -280,22 +280,25 @@ def _stats(
     share: Tensor,
     kept: Tensor,
 ) -> TokenStats:
-    zero = divergence.new_zeros(())
-    tokens = divergence.new_tensor(float(targets.numel()))
+    # Summed in fp64: in fp32 a thousand thirds of a token add up to a TAR above 1.
+    d, w, s = divergence.double(), weight.double(), share.double()
+    a = torch.zeros_like(d) if acceptance is None else acceptance.double()
+    tokens = d.new_tensor(float(targets.numel()))
+    zero = d.new_zeros(())
     sums = {
-        "sequences": (kept.any(1)).sum(),
+        "sequences": kept.any(1).sum(),
         "tokens": tokens,
-        "divergence": divergence.sum(),
-        "weighted": (weight * divergence).sum(),
-        "divergence_per_seq": (share * divergence).sum(),
-        "weighted_per_seq": (share * weight * divergence).sum(),
-        "weight": weight.sum(),
+        "divergence": d.sum(),
+        "weighted": (w * d).sum(),
+        "divergence_per_seq": (s * d).sum(),
+        "weighted_per_seq": (s * w * d).sum(),
+        "weight": w.sum(),
         "judged": zero if acceptance is None else tokens,
-        "accepted": zero if acceptance is None else acceptance.sum(),
-        "accepted_per_seq": zero if acceptance is None else (share * acceptance).sum(),
+        "accepted": a.sum(),
+        "accepted_per_seq": (s * a).sum(),
         "compared": zero if log_p is None else tokens,
-        "overlap": zero if log_p is None else (1 - tvd(log_p, log_q)).sum(),
-        "nll": -log_q.gather(-1, targets.unsqueeze(-1)).sum(),
+        "overlap": zero if log_p is None else (1 - tvd(log_p, log_q)).double().sum(),
+        "nll": -log_q.gather(-1, targets.unsqueeze(-1)).double().sum(),
     }
     # One transfer for all of them: a synchronisation per statistic would stall a GPU thirteen times a step.
     packed = torch.stack([sums[f.name].to(torch.float64) for f in fields(TokenStats)])

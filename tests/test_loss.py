@@ -120,6 +120,8 @@ def test_equal_models_have_no_loss_and_full_acceptance(verifier: str) -> None:
     loss, stats, _ = run(batch, LossSpec(verifier=verifier, k=1))
     assert loss.item() == pytest.approx(0, abs=1e-9)
     assert (stats.tar, stats.tar_pooled, stats.alpha) == pytest.approx((1, 1, 1))
+    assert stats.tar is not None
+    assert stats.tar <= 1
 
 
 def test_only_positions_that_predict_response_tokens_are_trained() -> None:
