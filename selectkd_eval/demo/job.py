@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Never
 
 from tqdm import tqdm
 
@@ -54,7 +55,7 @@ def run(options: DemoOptions) -> int:
     return code
 
 
-def _run_stage(pool: ProcessPoolExecutor, stage: Stage, logs: Path, bar: tqdm[None]) -> None:
+def _run_stage(pool: ProcessPoolExecutor, stage: Stage, logs: Path, bar: tqdm[Never]) -> None:
     """All commands of a stage; the first failure stops the demo with the end of that command's log."""
     if stage.alone:
         for job in stage.jobs:
