@@ -11,7 +11,7 @@ import pytest
 from selectkd_eval import __version__
 from selectkd_eval.cli import main
 from selectkd_eval.records import open_record
-from selectkd_eval.verbs import VERBS, PasskOptions
+from selectkd_eval.verbs import VERBS, AnswerOptions
 
 
 def run(*words: str, cwd: Path | None = None, path: str = "") -> subprocess.CompletedProcess[str]:
@@ -76,13 +76,16 @@ def test_unreadable_json_names_the_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"line 2 of {data} is not valid JSON" in capsys.readouterr().err
 
 
-def test_a_truncated_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with open_record("passk", PasskOptions(out=tmp_path), inputs={}, facts={}) as record:
-        record.write("a", value=1)
+def test_a_truncated_record_is_refused_by_what_builds_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_record("answer", AnswerOptions(out=tmp_path), inputs={}, facts={}) as record:
+        record.write("x/0", prompt="x", text="Say :", answer=" dog", seed=0, finish="eos")
         record.finish()
     record.path.write_bytes(record.path.read_bytes()[:-8])
-    assert main(["show", str(record.path)]) == 2
-    assert "is truncated" in capsys.readouterr().err
+    for words in (["winrate", "--candidate"], ["train", "--data"], ["answer", "--prompts"]):
+        assert main([*words, str(record.path), "--out", str(tmp_path / "new")]) == 2
+        assert "is truncated" in capsys.readouterr().err
+    assert main(["show", str(record.path)]) == 0
+    assert "unfinished" in capsys.readouterr().out
 
 
 def test_another_package_called_judges_is_noticed(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_same_prompt_is_kept_once_and_limit_counts_what_is_kept(tmp_path: Pa
 
 def test_an_answer_record_is_a_data_set(tmp_path: Path) -> None:
     with open_record("answer", AnswerOptions(out=tmp_path), inputs={}, facts={}) as record:
-        record.write("x/0", prompt="x", text="Say :", answer=" dog", seed=0)
+        record.write("x/0", prompt="x", text="Say :", answer=" dog", seed=0, finish="eos")
         record.write("y/0", error="timed out")
         record.finish()
     assert [(p.text, p.answer) for p in load_prompts(str(record.path)).prompts] == [("Say :", " dog")]
