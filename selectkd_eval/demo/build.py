@@ -60,7 +60,7 @@ class Settings:
 MODELS = {
     "teacher": Settings(96, 6, 256, data="teacher", gsm=28000, stories=12000, steps=1400, seed=11),
     "student": Settings(64, 2, 160, data="labelled", gsm=800, stories=400, steps=600, seed=12),
-    "draft": Settings(64, 1, 160, data="teacher", gsm=24000, stories=10000, steps=1200, seed=13),
+    "draft": Settings(64, 1, 256, data="teacher", gsm=28000, stories=12000, steps=1400, seed=23, heads=8),
     "judge": Settings(64, 2, 160, data="judge", gsm=0, stories=12000, steps=375, seed=14),
 }
 
