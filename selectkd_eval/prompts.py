@@ -96,12 +96,11 @@ def _load_one(name: str) -> Iterable[Prompt]:
 
 
 def _from_file(path: Path) -> Iterator[Prompt]:
-    rows = read_json_rows(path)
-    if rows and rows[0].get("type") == "header":
-        record = records.read(path, verb="answer")
-        for row in record.good:
+    if _is_record(path):
+        for row in records.read(path, verb="answer").good:
             yield Prompt(row["text"], row["answer"], str(path), {"seed": row["seed"], "finish": row["finish"]})
         return
+    rows = read_json_rows(path)
     for number, row in enumerate(rows, start=1):
         text = next((row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)), None)
         if text is None:
@@ -111,6 +110,12 @@ def _from_file(path: Path) -> Iterator[Prompt]:
             )
         answer = next((row[name] for name in ANSWER_FIELDS if isinstance(row.get(name), str)), None)
         yield Prompt(text, answer, str(row.get("dataset") or path.name))
+
+
+def _is_record(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    return first.startswith(b"{") and b'"type":"header"' in first
 
 
 def read_json_rows(path: Path) -> list[dict[str, Any]]:

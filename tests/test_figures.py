@@ -148,8 +148,8 @@ def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) ->
     cards = [make.card(method, seed) for method in ("KD", "KD + Spec-k") for seed in (0, 1) for _ in range(2)]
     make.tar(tmp_path, cards, [10, 20] * 4, n=12)
     drawing = draw("tar", library(tmp_path), RESAMPLES)
-    assert sorted(drawing.data) == ["tar alpha KD", "tar alpha KD + Spec-k"]
-    assert [point[1] for point in drawing.data["tar alpha KD"]] == [10, 20], "seeds are pooled"
+    assert sorted(drawing.data) == ["mini-stories:validation alpha KD", "mini-stories:validation alpha KD + Spec-k"]
+    assert [point[1] for point in drawing.data["mini-stories:validation alpha KD"]] == [10, 20], "seeds are pooled"
     style.close(drawing)
 
 
