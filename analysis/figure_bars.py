@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
-from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, look
+from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, ink, look
 from analysis.table_ir import number, signed
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
@@ -78,30 +78,27 @@ def speed(library: Library, resamples: int) -> Drawing:
     methods = sorted({method for method, _, _ in pooled}, key=lambda method: method.order)
     arms = sorted({arm for _, arm, _ in pooled}, key=lambda arm: int(arm.removeprefix("gamma")))
     figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.6))
-    slot = 0.8 / len(methods)
-    for i, method in enumerate(methods):
-        style = look(method)
-        for j, arm in enumerate(arms):
-            if (method, arm, "speed") not in pooled:
-                continue
-            x = j + (i - (len(methods) - 1) / 2) * slot
-            _bar(left, x, 0.9 * slot, pooled[method, arm, "speed"], style, "×")
-            for name, filled in (("alpha", True), ("block", False)):
-                estimate = pooled[method, arm, name]
-                face = style.colour if filled else "white"
-                at = x + (-0.12 if filled else 0.12) * slot
-                _point(right, at, estimate, style.marker, face, style.colour)
+    slot = 0.84 / len(methods)
+    for j, arm in enumerate(arms):
+        present = [method for method in methods if (method, arm, "speed") in pooled]
+        for i, method in enumerate(present):
+            style = look(method)
+            x = j + (i - (len(present) - 1) / 2) * slot
+            _bar(left, x, 0.9 * slot, pooled[method, arm, "speed"], style, "×", turned=len(methods) > 3)
+            for name, side in (("alpha", -0.14), ("block", 0.14)):
+                face = ink(style) if name == "alpha" else "white"
+                _point(right, x + side * slot, pooled[method, arm, name], style.marker, face, ink(style))
     left.axhline(1, color=INK, linewidth=0.7, linestyle=":")
     left.set_ylabel("speed-up over plain decoding")
     right.set_ylabel("acceptance")
-    right.set_ylim(0, 1)
+    right.set_ylim(0, 1.03)
     for axis in (left, right):
         axis.set_xticks(range(len(arms)), [f"γ = {arm.removeprefix('gamma')}" for arm in arms])
         axis.set_xlim(-0.6, len(arms) - 0.4)
     right.set_title("filled: accepted / tested, open: accepted / drafted")
     left.set_title("end to end, with 95 % intervals over prompts")
     handles = [_patch(method, library.label(method)) for method in methods]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
     words = [
         f"{library.label(m)} with draft length {arm.removeprefix('gamma')}: ×{number(pooled[m, arm, 'speed'].value, 2)}"
         for m in methods
@@ -174,7 +171,9 @@ def _differences(axis: Axes, grid: Grid, column: Column, places: dict[Method, fl
     axis.margins(y=0.35)
 
 
-def _bar(axis: Axes, x: float, width: float, estimate: Estimate, style: Any, prefix: str = "") -> None:
+def _bar(
+    axis: Axes, x: float, width: float, estimate: Estimate, style: Any, prefix: str = "", turned: bool = False
+) -> None:
     errors = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
     axis.bar(
         x,
@@ -195,6 +194,7 @@ def _bar(axis: Axes, x: float, width: float, estimate: Estimate, style: Any, pre
         ha="center",
         va="bottom",
         fontsize=6.5,
+        rotation=90 if turned else 0,
         zorder=5,
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
     )

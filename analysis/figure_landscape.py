@@ -52,8 +52,11 @@ def landscape(library: Library) -> Drawing:
     shown = _first_of_each_method(planes)[:_SHOWN]
     seed = _typical_seed(planes)
     surfaces = [plane.surfaces[seed] for plane in shown]
-    figure = plt.figure(figsize=(TWO_COLUMNS, 5.6))
-    grid = figure.add_gridspec(3, len(shown), height_ratios=(1.25, 1, 0.85))
+    # Squares as wide as their column allows; the profile keeps its height.
+    side = min(2.1, (TWO_COLUMNS - 0.9) / len(shown))
+    heights = (1.1 * side, 0.95 * side + 0.3, 1.5)
+    figure = plt.figure(figsize=(TWO_COLUMNS, sum(heights) + 0.3))
+    grid = figure.add_gridspec(3, len(shown), height_ratios=heights)
     norm = _norm(surfaces)
     mappable = None
     for index, (plane, surface) in enumerate(zip(shown, surfaces, strict=True)):
@@ -139,7 +142,9 @@ def _fine(surface: Surface) -> Surface:
     if not np.isfinite(surface.loss).all() or len(surface.a) < 4:
         return surface
     a, b = (np.linspace(axis[0], axis[-1], _FINE) for axis in (surface.a, surface.b))
-    return Surface(a, b, RectBivariateSpline(surface.a, surface.b, surface.loss)(a, b))
+    loss = RectBivariateSpline(surface.a, surface.b, surface.loss)(a, b)
+    # A spline can dip below its data; the picture must not show a loss that nobody measured.
+    return Surface(a, b, np.clip(loss, surface.loss.min(), surface.loss.max()))
 
 
 def _surface(axis: Any, surface: Surface, norm: LogNorm) -> None:
@@ -167,7 +172,7 @@ def _surface(axis: Any, surface: Surface, norm: LogNorm) -> None:
     axis.plot_wireframe(x, y, z, rcount=11, ccount=11, color="black", linewidth=0.25, alpha=0.35, zorder=3)
     axis.set_zlim(floor, high)
     axis.view_init(24, -58)
-    axis.set_box_aspect((1, 1, 0.85))
+    axis.set_box_aspect((1, 1, 0.85), zoom=1.12)
     for side in (axis.xaxis, axis.yaxis, axis.zaxis):
         side.set_pane_color((1, 1, 1, 1))
         side._axinfo["grid"].update(color="#e0e0e0", linewidth=0.4)  # mplot3d has no public setting for it
@@ -183,14 +188,17 @@ def _levels(norm: LogNorm, count: int) -> Floats:
 def _contours(axis: Axes, surface: Surface, norm: LogNorm, first: bool) -> Any:
     fine = _fine(surface)
     filled = axis.contourf(fine.a, fine.b, fine.loss.T, levels=_levels(norm, 24), cmap="viridis", norm=norm)
-    lines = axis.contour(fine.a, fine.b, fine.loss.T, levels=_levels(norm, 9)[1:-1], colors="white", linewidths=0.6)
+    lines = axis.contour(fine.a, fine.b, fine.loss.T, levels=_levels(norm, 8)[1:-1], colors="white", linewidths=0.6)
     axis.clabel(lines, fontsize=5.5, fmt="%.2g")
     axis.plot(0, 0, "*", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=8)
     axis.set_aspect("equal")
     axis.grid(visible=False)
     axis.set_xlabel("direction 1")
+    axis.locator_params(nbins=3)
     if first:
         axis.set_ylabel("direction 2")
+    else:
+        axis.tick_params(labelleft=False)
     return filled
 
 

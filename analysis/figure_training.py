@@ -16,13 +16,14 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
+from analysis.acceptance import TarSet, tar_sets
 from analysis.load import Library, Method
-from analysis.style import ERROR, TWO_COLUMNS, Drawing, look
+from analysis.style import ERROR, TWO_COLUMNS, Drawing, ink, look
 from analysis.table_ir import number
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
-from selectkd_eval.measures import Terms
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Floats
 
@@ -63,10 +64,11 @@ def training(library: Library) -> Drawing:
         axis.set_title(label)
     for axis in axes[1]:
         axis.set_xlabel("optimiser step")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _legend(figure, library, list(groups))
     seeds = sorted({len(found) for found in groups.values()})
     caption = (
-        f"Training curves: mean over {' or '.join(map(str, seeds))} training seeds, band from the smallest to the "
+        f"Training curves: mean over training seeds ({' or '.join(map(str, seeds))}), band from the smallest to the "
         "largest, not smoothed. Training losses of different objectives or gates are not comparable with each "
         f"other; the validation loss is one unweighted divergence ({divergence or 'unnamed'}) for all in its panel."
     )
@@ -77,12 +79,15 @@ def tar(library: Library, resamples: int) -> Drawing:
     """Validation loss against token acceptance: over the steps, as a phase plot, and over checkpoints."""
     groups = _methods(library) if library.of("train") else {}
     gated = [method for method in groups if _moving_tar(groups[method])]
-    evaluated = library.of("tar")
+    evaluated = tar_sets(library)
     if not gated and not evaluated:
         raise InputError("the tar figure needs train records with a verifier, or tar records: train or measure one")
-    count = 2 * bool(gated) + bool(evaluated)
-    figure, axes = plt.subplots(1, count, figsize=(TWO_COLUMNS if count > 1 else 3.6, 2.75), squeeze=False)
-    panels = list(axes[0])
+    evaluated = evaluated[:2]
+    count = 2 * bool(gated) + len(evaluated)
+    rows, columns = (2, 2) if count == 4 else (1, count)
+    size = (TWO_COLUMNS if count > 1 else 3.6, 2.55 * rows + 0.2)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    panels = list(axes.flat)
     data: dict[str, Any] = {}
     words = []
     if gated:
@@ -90,9 +95,13 @@ def tar(library: Library, resamples: int) -> Drawing:
         shown = max(gated, key=lambda method: (method.get("verifier") == "spec-k", method.order))
         words.append(_dual(panels[0], groups[shown], library.label(shown), data))
         _phase(panels[1], library, groups, data)
-        _legend(figure, library, [m for m in groups if f"phase {library.label(m)}" in data])
-    if evaluated:
-        words.append(_checkpoints(panels[-1], library, evaluated, resamples, data))
+    for panel, chosen in zip(panels[-len(evaluated) :], evaluated, strict=False):
+        words.append(_checkpoints(panel, library, chosen, resamples, data))
+    shown_methods = {m for m in groups if f"phase {library.label(m)}" in data}
+    for chosen in evaluated:
+        shown_methods |= {m for m in chosen.methods if f"{chosen.text} alpha {library.label(m)}" in data}
+    if shown_methods:
+        _legend(figure, library, sorted(shown_methods, key=lambda method: method.order))
     caption = (
         "Token acceptance. TAR is the mean over sequences of the share of accepted tokens (Eq. 13, by the acceptance "
         "indicator). Hollow triangles: steps at which TAR fell. TAR is a measure of agreement with the teacher, not "
@@ -158,6 +167,7 @@ def _dual(axis: Axes, found: Sequence[Record], label: str, data: dict[str, Any])
     axis.set_ylabel("validation loss", color=LOSS)
     axis.tick_params(axis="y", colors=LOSS)
     axis.set_xlabel("optimiser step")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     other = axis.twinx()
     other.plot(rate.steps, rate.mean, color=RATE, linestyle="--", marker="s")
     other.set_ylabel("held-out TAR", color=RATE)
@@ -198,98 +208,77 @@ def _phase(axis: Axes, library: Library, groups: dict[Method, list[Record]], dat
     axis.set_title("phase plot\nlarge: last evaluation")
 
 
-def _checkpoints(axis: Axes, library: Library, found: Sequence[Record], resamples: int, data: dict[str, Any]) -> str:
+def _checkpoints(axis: Axes, library: Library, chosen: TarSet, resamples: int, data: dict[str, Any]) -> str:
     """TAR on one fixed set: over checkpoints when there are steps, method by method otherwise."""
-    chosen = _one_set(found)
-    points = _points(library, chosen)
-    k, facts = chosen[0].facts.get("k", 5), chosen[0].facts
-    methods = sorted({method for method, _ in points}, key=lambda method: method.order)
-    stepped = any(len([s for m, s in points if m == method and s is not None]) > 1 for method in methods)
-    kinds = {"greedy": (f"greedy Top-{k}", "#E69F00", "s", "--"), "spec": (f"Spec-{k}", "#009E73", "^", "-.")}
+    methods = chosen.methods
+    stepped = any(len(chosen.steps(method)) > 1 for method in methods)
+    kinds = {
+        "greedy": (f"greedy Top-{chosen.k}", "#E69F00", "s", "--"),
+        "spec": (f"Spec-{chosen.k}", "#009E73", "^", "-."),
+    }
     kinds["alpha"] = ("α = 1 − TV", "#444444", "o", "-")
     words = []
     if stepped and len(methods) > 1:
         # One definition for all: alpha does not depend on k and does not saturate.
         for method in methods:
             style = look(method)
-            look_of = (style.colour, style.marker, style.line, library.label(method))
-            words.append(_tar_line(axis, points, [method], "alpha", look_of, resamples, data))
+            drawn = (ink(style), style.marker, style.line, library.label(method))
+            words.append(_tar_line(axis, chosen, [method], "alpha", drawn, resamples, data))
         axis.set_ylabel("α = 1 − TV on held-out text")
     else:
         for what, (label, colour, marker, dashes) in kinds.items():
-            look_of = (colour, marker, dashes if stepped else "", label)
-            words.append(_tar_line(axis, points, methods, what, look_of, resamples, data))
+            drawn = (colour, marker, dashes if stepped else "", label)
+            words.append(_tar_line(axis, chosen, methods, what, drawn, resamples, data))
         axis.set_ylabel("TAR on held-out text")
-    axis.legend(loc="best", fontsize=6.5)
-    name = (facts.get("prompts") or {}).get("name", "held-out text")
-    axis.set_title(f"{library.label(methods[0]) if len(methods) == 1 else 'students'}\n{name}")
+        axis.legend(loc="best", fontsize=6.5)
+    axis.set_title(
+        f"{library.label(methods[0]) if len(methods) == 1 else 'checkpoints' if stepped else 'students'}\n{chosen.text}"
+    )
     if stepped:
         axis.set_xlabel("checkpoint step")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     else:
         axis.set_xticks(range(len(methods)), [library.label(m).replace(" + ", "\n+ ") for m in methods], fontsize=6.5)
         axis.set_xlim(-0.5, len(methods) - 0.5)
-    return f"Token acceptance on {name}: {'; '.join(words)}."
+    return f"Token acceptance on {chosen.text}: {'; '.join(words)}."
 
 
 def _tar_line(
     axis: Axes,
-    points: dict[tuple[Method, int | None], dict[str, Terms]],
+    chosen: TarSet,
     methods: list[Method],
     what: str,
-    style: tuple[str, str, Any, str],
+    drawn: tuple[str, str, Any, str],
     resamples: int,
     data: dict[str, Any],
 ) -> str:
     """One line of estimates: over a method's steps, or over methods; returns it in words."""
-    colour, marker, line, label = style
-    chosen = sorted(((m, s) for m, s in points if m in methods), key=lambda p: (p[0].order, p[1] is None, p[1] or 0))
-    estimates = [points[at][what].estimate(resamples) for at in chosen]
-    over_steps = len(methods) == 1 and len(chosen) > 1
-    xs = [float(s if s is not None else 0) if over_steps else float(methods.index(m)) for m, s in chosen]
+    colour, marker, line, label = drawn
+    points = [at for at in chosen.points if at[0] in methods]
+    points.sort(key=lambda at: (at[0].order, at[1] is None, at[1] or 0))
+    estimates = [chosen.points[at][what].estimate(resamples) for at in points]
+    over_steps = len(methods) == 1
+    xs = [float(step or 0) if over_steps else float(methods.index(method)) for method, step in points]
     errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
     values = [e.value for e in estimates]
-    axis.errorbar(xs, values, yerr=errors, color=colour, marker=marker, linestyle=line, label=label, **ERROR)
-    data[f"tar {what} {label}"] = [
-        [m.label, s, e.value, e.low, e.high] for (m, s), e in zip(chosen, estimates, strict=True)
+    axis.errorbar(
+        xs, values, yerr=errors, color=colour, marker=marker, linestyle=line, label=label, **ERROR | {"ecolor": colour}
+    )
+    data[f"{chosen.text} {what} {label}"] = [
+        [method.label, step, e.value, e.low, e.high] for (method, step), e in zip(points, estimates, strict=True)
     ]
     return f"{label} " + ", ".join(number(value, 3) for value in values)
 
 
-def _one_set(found: Sequence[Record]) -> list[Record]:
-    """The records on one teacher, text and k; the group with most students."""
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in found:
-        facts = record.facts
-        key = (facts["teacher"].get("fingerprint"), (facts.get("prompts") or {}).get("sha256"), facts.get("k"))
-        groups[str(key)].append(record)
-    return max(groups.values(), key=lambda group: (sum(len(r.facts["students"]) for r in group), group[0].path.name))
-
-
-def _points(library: Library, found: Sequence[Record]) -> dict[tuple[Method, int | None], dict[str, Terms]]:
-    """Per method and step, the terms of every quantity, training seeds pooled by prompt."""
-    parts: dict[tuple[Method, int | None], dict[str, list[Terms]]] = defaultdict(lambda: defaultdict(list))
-    for record in found:
-        for index, card in enumerate(record.facts["students"]):
-            method, step = library.method(card), _step(record, index)
-            at = (method, 0 if step is None and method.role == "start" else step)
-            for what in ("greedy", "spec", "alpha"):
-                parts[at][what].append(measures.tar(record.rows, index, what))
-    return {at: {what: measures.pool(terms) for what, terms in kinds.items()} for at, kinds in parts.items()}
-
-
-def _step(record: Record, student: int) -> int | None:
-    return next((row.get("step") for row in record.good if row["student"] == student), None)
-
-
 def _legend(figure: Any, library: Library, methods: list[Method]) -> None:
     handles = [
-        Line2D([], [], color=style.colour, linestyle=style.line, marker=style.marker, label=library.label(method))
+        Line2D([], [], color=ink(style), linestyle=style.line, marker=style.marker, label=library.label(method))
         for method in methods
         for style in (look(method),)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
 
 
 def _training_alt(library: Library, groups: dict[Method, list[Record]]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from analysis import figure_bars, figure_landscape, figure_training
 from analysis.load import Library, library
-from analysis.style import Drawing, close, save, styled
+from analysis.style import Drawing, close, save, settle, styled
 from selectkd_eval.errors import choose
 from selectkd_eval.verbs import FigureOptions
 
@@ -37,4 +37,6 @@ def run(options: FigureOptions) -> int | None:
 def draw(what: str, records: Library, resamples: int) -> Drawing:
     """One figure by name; an InputError when the records hold nothing for it."""
     with styled():
-        return choose(what, FIGURES, "figure")(records, resamples)
+        drawing = choose(what, FIGURES, "figure")(records, resamples)
+        settle(drawing.figure)
+        return drawing

@@ -8,8 +8,11 @@ the demo's summary on the terminal is made of them.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
+from analysis.acceptance import tar_sets
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
 from analysis.table_ir import number, signed
@@ -52,23 +55,21 @@ def _win_lines(grid: Grid) -> list[str]:
         here = [method for method in grid.methods if grid.terms(column, method) is not None]
         likelihood = column.get("judge_kind") == "likelihood"
         judge = "likelihood judge" if likelihood else f"judge {column.get('judge')}"
-        first = len(lines)
+        if likelihood:
+            # Said once; every number below still names its judge.
+            name = str(column.get("judge")).removeprefix("likelihood:")
+            lines.append(f"The judge on {grid.label(column)} is {name}: {LIKELIHOOD_NOTE}.")
+        parts = []
         for method in here:
             value = grid.estimate(column, method)
             if value is None or math.isnan(value.value):
                 continue
-            word = _verdict(value, 0.5, ("wins more often than", "wins less often than", "is not told apart from"))
-            name, other = grid.library.label(method), column.get("baseline")
-            lines.append(
-                f"{name} {word} {other} on {column.get('prompts') or 'the prompts'}: win rate "
-                f"{_percent(value)}, n = {value.n:,} prompts ({judge}; {measures.TIES[str(column.get('ties'))]})."
-            )
+            word = _verdict(value, 0.5, ("wins", "loses", "not settled"))
+            parts.append(f"{grid.library.label(method)} {_percent(value)} of {value.n:,} prompts decided ({word})")
+        rule = measures.TIES[str(column.get("ties"))]
+        if parts:
+            lines.append(f"Win rate on {grid.label(column)} ({judge}, {rule}): {'; '.join(parts)}.")
         lines += _against_references(grid, column, here, "win rate")
-        if likelihood:
-            # Said once, before the numbers; every number names its judge.
-            name = str(column.get("judge")).removeprefix("likelihood:")
-            note = f"The judge on {grid.label(column)} is {name}: {LIKELIHOOD_NOTE}."
-            lines.insert(first, note)
     return lines
 
 
@@ -99,57 +100,53 @@ def _compared(grid: Grid, column: Column, a: Method, b: Method, word: str) -> li
 
 
 def _tar_lines(library: Library, resamples: int) -> list[str]:
-    """Acceptance of the first and last checkpoint of one student on the same text."""
+    """From the first to the last checkpoint, on one definition that suits every method: alpha."""
     lines = []
-    for record in library.of("tar"):
-        steps: dict[Method, dict[int, int]] = {}
-        for index, card in enumerate(record.facts["students"]):
-            step = next((row.get("step") for row in record.good if row["student"] == index), None)
-            if step is not None:
-                steps.setdefault(library.method(card), {})[int(step)] = index
-        k = record.facts.get("k", 5)
-        for method, found in sorted(steps.items(), key=lambda item: item[0].order):
-            if len(found) < 2:
+    for found in tar_sets(library):
+        parts = []
+        for method in found.methods:
+            steps = found.steps(method)
+            if len(steps) < 2:
                 continue
-            first, last = min(found), max(found)
-            for what, word in (("alpha", "α = 1 − TV"), ("spec", f"Spec-{k} TAR")):
-                terms = [measures.tar(record.rows, found[step], what) for step in (first, last)]
-                change, _ = measures.delta(terms[1], terms[0], resamples)
-                verb = _verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
-                lines.append(
-                    f"{word} of {library.label(method)} {verb} from step {first} to {last}: "
-                    f"{number(terms[0].value, 3)} to {number(terms[1].value, 3)}, {_signed_interval(change, 3)}, "
-                    f"n = {change.n:,} prompts."
-                )
+            first, last = (found.points[method, step]["alpha"] for step in (steps[0], steps[-1]))
+            change, _ = measures.delta(last, first, resamples)
+            verb = _verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
+            parts.append(
+                f"{library.label(method)} {verb} from {number(first.value, 3)} at step {steps[0]} to "
+                f"{number(last.value, 3)} at step {steps[-1]} ({_signed_interval(change, 3)})"
+            )
+        if parts:
+            n = len(next(iter(found.points.values()))["alpha"].prompts)
+            lines.append(f"Acceptance α = 1 − TV on {found.text}, n = {n:,} prompts: {'; '.join(parts)}.")
     return lines
 
 
 def _speed_lines(library: Library, resamples: int) -> list[str]:
     """The best draft length of every draft, with the definition of its acceptance."""
+    parts: dict[str, list[tuple[tuple[Any, ...], str]]] = defaultdict(list)
     lines = []
     for record in library.of("speedup"):
         gate = measures.lossless_counts(record.rows)
-        name = library.label(library.method(record.facts["draft"]))
-        target = library.label(library.method(record.facts["target"]))
-        if gate["violation"]:
-            lines.append(
-                f"{name} as a draft for {target} changed the text on {gate['violation']} prompts, "
-                "so no speed-up is given."
-            )
-            continue
+        method = library.method(record.facts["draft"])
+        name, target = library.label(method), library.label(library.method(record.facts["target"]))
         arms = {arm: measures.speedup(record.rows, arm) for arm in measures.speedup_arms(record.rows)}
-        if not arms:
-            continue
-        best = max(arms, key=lambda arm: (arms[arm].value, arm))
-        speed = arms[best].estimate(resamples)
-        accepted = measures.acceptance(record.rows, best, "alpha").estimate(resamples)
-        verb = _verdict(speed, 1.0, ("speeds up", "slows down", "does not clearly change the speed of"))
-        texts = f"text identical on {gate['identical']}, a numerical tie on {gate['tie']} prompts"
-        lines.append(
-            f"{name} as a draft {verb} {target}: ×{number(speed.value, 2)} [{number(speed.low, 2)}, "
-            f"{number(speed.high, 2)}] at draft length {best.removeprefix('gamma')}, n = {speed.n:,} prompts; "
-            f"accepted / tested {number(accepted.value, 3)}; {texts}."
-        )
+        if gate["violation"]:
+            changed = f"changed the text on {gate['violation']} prompts, so no speed-up is given"
+            lines.append(f"{name} as a draft for {target} {changed}.")
+        elif arms:
+            best = max(arms, key=lambda arm: (arms[arm].value, arm))
+            speed = arms[best].estimate(resamples)
+            accepted = measures.acceptance(record.rows, best, "alpha").estimate(resamples)
+            word = _verdict(speed, 1.0, ("faster", "slower", "not settled"))
+            interval = f"[{number(speed.low, 2)}, {number(speed.high, 2)}]"
+            text = (
+                f"{name} ×{number(speed.value, 2)} {interval} at γ = {best.removeprefix('gamma')}, accepted / tested "
+                f"{number(accepted.value, 3)}, n = {speed.n:,} ({word})"
+            )
+            parts[target].append((method.order, text))
+    for target, found in sorted(parts.items()):
+        listed = "; ".join(text for _, text in sorted(found))
+        lines.append(f"Speculative decoding of {target}, text unchanged, best draft length: {listed}.")
     return lines
 
 

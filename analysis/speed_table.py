@@ -34,6 +34,7 @@ def speed_table(records: Library, resamples: int) -> Table:
         arms = {arm for _, group in ordered for record in group for arm in measures.speedup_arms(record.rows)}
         for arm in sorted(arms, key=_length):
             rows = [Row(records.label(method), tuple(_cells(group, arm, resamples))) for method, group in ordered]
+            rows = [row for row in rows if any(cell.present or cell.text for cell in row.cells)]
             blocks.append(Block(f"{setting}, γ = {_length(arm)}", tuple(rows)))
         notes += [note for method, group in ordered for note in _notes(records.label(method), group, resamples)]
     caption = (

@@ -54,8 +54,9 @@ _RC: Any = {
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.5,
     "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.02,
-    "figure.constrained_layout.w_pad": 0.02,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.05,
+    "figure.dpi": 300,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 300,
@@ -99,6 +100,11 @@ def look(method: Method) -> Look:
     return _GATES.get(str(method.get("verifier") or "none"), _GATES["none"])
 
 
+def ink(style: Look) -> str:
+    """The colour of a look's lines: white bars have dark lines."""
+    return INK if style.colour == "#ffffff" else style.colour
+
+
 @dataclass
 class Drawing:
     """A figure, what it shows in words (for readers who cannot see it), and the numbers that were drawn."""
@@ -117,6 +123,19 @@ def styled() -> Iterator[None]:
         matplotlib.rcdefaults()
         plt.rcParams.update(_RC)
         yield
+
+
+def settle(figure: Figure) -> None:
+    """Run the layout once and keep it, rounded.
+
+    The layout solver's last bits depend on memory addresses, and an SVG's clip paths are named by such bits.
+    """
+    for _ in range(2):  # the second pass sees the labels where the first has put them
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = axis.get_position(original=True).bounds
+        axis.set_position((round(left, 5), round(bottom, 5), round(width, 5), round(height, 5)))
 
 
 def encode(drawing: Drawing, form: str, dpi: int = 300) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -48,13 +48,14 @@ class Terms:
         return float(self.num.sum()) / total if total else float("nan")
 
     def estimate(self, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
-        """The ratio with its 95 % interval over prompts."""
+        """The ratio with its 95 % interval over prompts; n counts the prompts that have a denominator."""
         counted = int(np.count_nonzero(self.den))
         if not counted:
             return NOTHING
         if self.proportion and self.value in (0.0, 1.0):
             return stats.wilson(self.value * counted, counted)
-        return stats.ratio(self.num, self.den, resamples=resamples, seed=seed)
+        found = stats.ratio(self.num, self.den, resamples=resamples, seed=seed)
+        return replace(found, n=counted)
 
 
 def terms(parts: Iterable[tuple[str, float, float]], proportion: bool = False) -> Terms:
