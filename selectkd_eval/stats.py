@@ -195,3 +195,32 @@ def _drawn(rng: np.random.Generator, rows: int, counts: NDArray[np.int64]) -> Fl
         return rng.multinomial(n, counts / n, size=rows).astype(np.float64)
     drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
     return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
+def mean_of_ratios(
+    groups: Sequence[tuple[ArrayLike, ArrayLike]],
+    minus: Sequence[tuple[ArrayLike, ArrayLike]] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Estimate, float]:
+    """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
+
+    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
+    difference of the two means and its p-value; otherwise the p-value is NaN.
+    """
+    arms = 1 if minus is None else 2
+    draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
+    for index, pair in enumerate(groups):
+        pairs = [_pair(*pair)] + ([] if minus is None else [_pair(*minus[index])])
+        num, den = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+        # A seed of its own per task: equal sizes must not make two tasks move together.
+        draws += _resampled_ratios(num, den, None, resamples, seed + 7919 * index) / len(groups)
+        values += num.sum(axis=1) / den.sum(axis=1) / len(groups)
+        n += num.shape[1]
+    value, sample = (values[0], draws[0]) if minus is None else (values[0] - values[1], draws[0] - draws[1])
+    low, high = np.nanpercentile(sample, [2.5, 97.5])
+    side = min(float(np.mean(sample <= 0)), float(np.mean(sample >= 0)))
+    p = float("nan") if minus is None else min(1.0, max(2 * side, 1 / (resamples + 1)))
+    method = f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
+    return Estimate(float(value), float(low), float(high), n, method), p
