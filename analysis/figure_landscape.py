@@ -72,11 +72,14 @@ def landscape(library: Library) -> Drawing:
     data = _profiles(figure.add_subplot(grid[2, :]), library, planes)
     facts = found[0].facts
     seeds = sorted({s for plane in planes for s in plane.surfaces})
+    which = f"directions of seed {seed}" + (
+        f", the nearest to the mean profile of {len(seeds)}" if len(seeds) > 1 else ""
+    )
     caption = (
-        f"Loss landscapes ({facts['loss']}, unweighted, same {facts['grid']} × {facts['grid']} points, teacher and "
-        f"tokens for all) along filter-normalised directions, radius {facts['radius']:g} of the weights' row norms; "
-        f"directions of seed {seed}, the nearest to the mean profile of {len(seeds)}; one colour scale and height; "
-        "surfaces interpolated between the measured points; star: the student. Below: mean rise by distance"
+        f"Loss landscapes: {facts['loss']}, the same {facts['grid']} × {facts['grid']} points, teacher and tokens for "
+        f"all, along filter-normalised directions, radius {facts['radius']:g} of the weights' row norms; {which}; one "
+        "colour scale and height; surfaces interpolated between the measured points; star: the student. Below: mean "
+        "rise by distance"
         + (", 95 % t band over direction seeds." if len(seeds) > 1 else " (one direction seed: no band).")
         + " Flat in random directions does not mean better."
     )

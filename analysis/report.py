@@ -31,6 +31,7 @@ __all__ = ["page", "run", "summary_lines"]
 _TABLES = {1: "winrate", 2: "passk", 4: "train", 5: "speedup"}
 _FIGURES = {"passk": "passk", "winrate": "winrate", "training": "train", "tar": "tar", "speedup": "speedup"}
 _FIGURES |= {"landscape": "landscape"}
+_PIXELS = 130  # CSS pixels per inch of figure
 _DPI = 140  # sharp enough on a phone's screen, and the page stays under a megabyte
 
 METHODS: tuple[tuple[str, str, str], ...] = (
@@ -54,8 +55,8 @@ METHODS: tuple[tuple[str, str, str], ...] = (
     (
         "speedup",
         "Speed-up",
-        "Per prompt the median over repetitions of plain and of speculative decoding to one fixed length; the ratio of "
-        "their sums. Printed only when the text is unchanged.",
+        "Per prompt the median over repetitions of plain and of speculative decoding over the same count of tokens; "
+        "the ratio of their sums. Printed only when the text is unchanged.",
     ),
     (
         "landscape",
@@ -78,6 +79,7 @@ class Picture(NamedTuple):
     source: str
     caption: str
     alt: str
+    width: int
 
 
 def run(options: ReportOptions) -> int | None:
@@ -144,8 +146,9 @@ def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Pic
             left_out.append(f"Figure {name}: {error}")
             continue
         print(f"drew {name}", file=sys.stderr)
+        width = round(_PIXELS * float(drawing.figure.get_size_inches()[0]))
         data = base64.b64encode(encode(drawing, "png", _DPI)).decode()
-        made.append(Picture(name, f"data:image/png;base64,{data}", drawing.caption, drawing.alt))
+        made.append(Picture(name, f"data:image/png;base64,{data}", drawing.caption, drawing.alt, width))
         close(drawing)
     return made
 

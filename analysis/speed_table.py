@@ -38,8 +38,8 @@ def speed_table(records: Library, resamples: int) -> Table:
             blocks.append(Block(f"{setting}, γ = {_length(arm)}", tuple(rows)))
         notes += [note for method, group in ordered for note in _notes(records.label(method), group, resamples)]
     caption = (
-        "γ: draft length. Speed-up: seconds of plain decoding over seconds of speculative decoding, end to end, one "
-        "fixed length per prompt, each prompt's median over repetitions, summed over prompts. accepted / tested: "
+        "γ: draft length. Speed-up: seconds of plain decoding over seconds of speculative decoding, end to end, the "
+        "same count of tokens, each prompt's median over repetitions, summed over prompts. accepted / tested: "
         "share of drafted tokens accepted among those the target examined; accepted / drafted: among all drafted. "
         f"Brackets: 95 % interval, percentile bootstrap over prompts, {resamples:,} resamples."
     )
@@ -95,16 +95,16 @@ def _cell(
 
 
 def _notes(label: str, found: list[Record], resamples: int) -> list[str]:
-    notes = []
     gate = measures.lossless_counts([row for record in found for row in record.rows])
+    parts = []
     if sum(gate.values()):
-        notes.append(
-            f"{label}: speculative text identical to plain decoding on {gate['identical']} prompts, "
-            f"a numerical tie on {gate['tie']}, changed on {gate['violation']}."
+        parts.append(
+            f"text identical to plain decoding on {gate['identical']} prompts, a numerical tie on {gate['tie']}, "
+            f"changed on {gate['violation']}"
         )
     control = measures.pool([measures.speedup(record.rows, "ar2") for record in found])
     if control.den.sum():
         estimate = control.estimate(resamples)
         low, high = number(estimate.low, 3), number(estimate.high, 3)
-        notes.append(f"{label}: plain decoding timed twice gives ×{number(estimate.value, 3)} [{low}, {high}].")
-    return notes
+        parts.append(f"plain decoding timed twice gives ×{number(estimate.value, 3)} [{low}, {high}]")
+    return [f"{label}: {'; '.join(parts)}."] if parts else []

@@ -178,7 +178,9 @@ def _latex_row(row: Row) -> str:
 def html(table: Table) -> str:
     """An accessible table: caption, scoped headers, notes in its own list below."""
     lines = [f'<table id="{html_text(table.name)}">']
-    lines.append(f"<caption><strong>{html_text(table.title)}</strong> {html_text(table.caption)}</caption>")
+    lines.append(
+        f"<caption><span><strong>{html_text(table.title)}</strong> {html_text(table.caption)}</span></caption>"
+    )
     lines.append("<thead>")
     if spanners := _spanners(table.columns):
         cells = [f'<th scope="colgroup" colspan="{width}">{html_text(group)}</th>' for group, width in spanners]
