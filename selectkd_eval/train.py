@@ -32,7 +32,7 @@ from selectkd_eval.loss import LossSpec
 from selectkd_eval.pair import TRAINING_CARD, LoadedModel
 from selectkd_eval.policies import TrainingText, training_text
 from selectkd_eval.recipes import RECIPES, Recipe, method_labels
-from selectkd_eval.stress import wrong_tokens
+from selectkd_eval.stress import corruption
 from selectkd_eval.trainer import Course, Example, Examples, SelectiveTrainer, collate
 from selectkd_eval.verbs import VERBS, AnswerOptions, TrainOptions
 
@@ -333,6 +333,6 @@ def _examples(text: prompts.PromptSet, tokenizer: Any, options: TrainOptions, no
                 f"the prompt {prompt.id} in {text.name} fills all of --max-length {options.max_length} tokens and "
                 "leaves no room for its answer: give a larger --max-length, or leave the prompt out"
             )
-        wrong = wrong_tokens(options.seed, prompt.id, len(ids), noise, len(tokenizer)) if noise else None
-        examples.append(Example(ids, response, prompt.id, wrong))
+        shifts = corruption(options.seed, prompt.id, len(ids), noise, len(tokenizer)) if noise else None
+        examples.append(Example(ids, response, prompt.id, shifts))
     return Examples(examples)

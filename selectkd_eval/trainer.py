@@ -34,14 +34,12 @@ KEPT_BYTES = 2**28  # teacher logits of the validation set are kept in memory up
 
 
 class Example(NamedTuple):
-    """One tokenised text: ids, which of them are the response, the prompt's hash, and the stress test's wrong
-    tokens.
-    """
+    """One tokenised text: ids, which of them are the response, the prompt's hash, and the stress test's shifts."""
 
     ids: list[int]
     response: list[bool]
     prompt: str
-    wrong: list[int] | None = None
+    shifts: list[int] | None = None
 
 
 class Examples(Dataset[Example]):
@@ -71,8 +69,8 @@ def collate(batch: Sequence[Example], pad: int) -> dict[str, Tensor]:
         "response_mask": torch.tensor([padded(e.response, 0) for e in batch], dtype=torch.bool),
         "key": torch.tensor([int(e.prompt, 16) >> 1 for e in batch]),
     }
-    if any(e.wrong for e in batch):
-        tensors["wrong"] = torch.tensor([padded(e.wrong or [-1] * len(e.ids), -1) for e in batch])
+    if any(e.shifts for e in batch):
+        tensors["shifts"] = torch.tensor([padded(e.shifts or [], 0) for e in batch])
     return tensors
 
 
@@ -161,10 +159,9 @@ class SelectiveTrainer(Trainer):
         if self.teacher is not None and logits_p is None:
             with torch.no_grad():
                 logits_p = self.teacher(**forward).logits
-                if "wrong" in inputs:
-                    # The logits at t - 1 predict token t, so the wrong token of position t belongs one place earlier.
-                    wrong = torch.nn.functional.pad(inputs["wrong"][:, start + 1 :], (0, 1), value=-1)
-                    logits_p = corrupt(logits_p, wrong)
+                if "shifts" in inputs:
+                    # The logits at t - 1 predict token t, so the shift of position t belongs one place earlier.
+                    logits_p = corrupt(logits_p, torch.nn.functional.pad(inputs["shifts"][:, start + 1 :], (0, 1)))
         return logits_p, model(**forward).logits, inputs["input_ids"][:, start:], response[:, start:]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
