@@ -284,6 +284,9 @@ def test_a_noisy_teacher_is_harder_to_agree_with(base: TrainOptions) -> None:
     noisy, _ = train(base, student=base.teacher, steps=1, teacher_noise=1.0)
     assert steps(clean)[0]["alpha"] == pytest.approx(1, abs=1e-5)
     assert steps(noisy)[0]["alpha"] < 0.5
+    assert noisy.options["teacher_noise"] == 1.0
+    validations = [[r["loss"] for r in record.rows if r["key"] == "validation/0"] for record in (clean, noisy)]
+    assert validations[0] == validations[1], "validation asks the clean teacher"
 
 
 @pytest.mark.parametrize(
