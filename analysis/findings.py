@@ -37,6 +37,16 @@ def findings(library: Library, resamples: int) -> list[str]:
     ]
 
 
+def differences(library: Library, resamples: int) -> list[str]:
+    """Only the sentences that compare two methods."""
+    lines = _pass_lines(Grid(library, "passk", resamples))
+    wins = Grid(library, "winrate", resamples)
+    for column in wins.columns:
+        here = [method for method in wins.methods if wins.terms(column, method) is not None]
+        lines += _against_references(wins, column, here, "win rate")
+    return lines
+
+
 def _pass_lines(grid: Grid) -> list[str]:
     lines = []
     for column in grid.columns:

@@ -19,6 +19,7 @@ from analysis.figures import FIGURES, draw
 from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
 from analysis.style import close, encode
+from analysis.summary import one_screen
 from analysis.tables import build
 from selectkd_eval import __version__, stats
 from selectkd_eval.environment import sha256_file
@@ -83,7 +84,7 @@ class Picture(NamedTuple):
 
 
 def run(options: ReportOptions) -> int | None:
-    """Write the page and print its path and findings."""
+    """Write the page; print what it comes to on one screen, and its path."""
     records = library(options.records)
     text = page(records, options.title, options.resamples)
     try:
@@ -91,7 +92,8 @@ def run(options: ReportOptions) -> int | None:
         options.out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {options.out}: {error.strerror}; give a writable --out") from None
-    print(options.out)
+    print(one_screen(records, options.resamples))
+    print(f"\nreport: {options.out}")
     return None
 
 

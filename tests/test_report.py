@@ -161,13 +161,30 @@ def test_landscapes_that_cannot_be_compared_are_left_out_with_the_reason(tmp_pat
     assert "figure-landscape" not in made
 
 
-def test_the_verb_writes_the_page_and_prints_its_path(
+def test_the_verb_writes_the_page_and_prints_one_screen_and_its_path(
     full: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "report.html"
     run(ReportOptions(records=full.of("passk")[0].path.parent, out=out, resamples=50))
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert capsys.readouterr().out.splitlines() == [str(out)]
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"report: {out}"
+    assert len(said.splitlines()) < 50
+    for line in summary_lines(full.records, 50):
+        if " beats " in line or " is worse than " in line:
+            assert " ".join(line.split()) in " ".join(said.split())
+    assert "not a human or LLM preference" in said
+
+
+def test_the_screen_and_the_table_give_one_number(full: Library) -> None:
+    from analysis.summary import one_screen
+    from analysis.tables import build
+
+    shown = {line.split("  ")[0]: line for line in one_screen(full, RESAMPLES).splitlines() if "[" in line}
+    for row in build(2, full, RESAMPLES).blocks[0].rows:
+        cell = row.cells[0].value
+        assert cell is not None
+        assert f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}]" in shown[row.label]
 
 
 def test_reading_needs_no_torch_and_no_network() -> None:

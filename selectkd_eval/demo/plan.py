@@ -254,8 +254,9 @@ class Plan:
             teacher=self.model("teacher"),
             student=self.first_students(),
             data=VALIDATION,
-            sequences=8 if self.quick else 32,
+            sequences=8 if self.quick else 16,
             grid=5 if self.quick else 11,
+            directions=1 if self.quick else 3,
             threads=1,
         )
         return Job("landscape", options, "loss landscapes")
