@@ -12,9 +12,9 @@ from selectkd_eval.verbs import DemoOptions
 
 def test_the_words_of_every_command_parse_back_to_its_options() -> None:
     for quick in (False, True):
-        for stage in Plan(DemoOptions(quick=quick, out=Path("x"))).stages():
-            for job in stage.jobs:
-                assert parse(job.arguments) == job.options
+        plan = Plan(DemoOptions(quick=quick, out=Path("x")))
+        for job in [*(job for stage in plan.stages() for job in stage.jobs), plan.report()]:
+            assert parse(job.arguments) == job.options
 
 
 def test_the_arms_share_student_seed_steps_and_the_distilled_ones_share_the_text() -> None:

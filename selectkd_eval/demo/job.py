@@ -12,7 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Never
 
@@ -26,7 +27,7 @@ from selectkd_eval.verbs import DemoOptions
 
 
 def run(options: DemoOptions) -> int:
-    """Run everything; the exit code is 1 when a command failed."""
+    """Run everything; the exit code is the report's, and a command that fails ends the demo with its log's end."""
     started = time.monotonic()
     plan = Plan(options)
     plan.root.mkdir(parents=True, exist_ok=True)
@@ -35,38 +36,39 @@ def run(options: DemoOptions) -> int:
 
         build(plan.weights)
     stages = list(plan.stages())
+    commands = sum(len(stage.jobs) for stage in stages)
     workers = options.workers or min(2, available_cores())
-    print(f"{sum(len(stage.jobs) for stage in stages)} commands, {workers} at a time; logs in {plan.root / 'logs'}")
+    print(f"{commands} commands, {workers} at a time; logs in {plan.root / 'logs'}", file=sys.stderr)
     context = multiprocessing.get_context("spawn")
     # One progress bar over all commands; each stage names itself on it.
     with (
         ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
-        tqdm(total=sum(len(stage.jobs) for stage in stages), file=sys.stderr, unit="command") as bar,
+        tqdm(total=commands, file=sys.stderr, unit="command") as bar,
     ):
-        for stage in stages[:-1]:
+        for stage in stages:
             began = time.monotonic()
             bar.set_description(stage.title)
             _run_stage(pool, stage, plan.root / "logs", bar)
             bar.write(f"  {time.monotonic() - began:5.0f} s  {stage.title} ({len(stage.jobs)} commands)", sys.stderr)
-    for job in stages[-1].jobs[:-1]:
-        _logged(job, plan.root / "logs")
-    code = main(stages[-1].jobs[-1].arguments)
-    print(f"\n{(time.monotonic() - started) / 60:.1f} minutes. The report: {plan.report().options.out}")
+    code = main(plan.report().arguments)
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return code
 
 
 def _run_stage(pool: ProcessPoolExecutor, stage: Stage, logs: Path, bar: tqdm[Never]) -> None:
-    """All commands of a stage; the first failure stops the demo with the end of that command's log."""
-    if stage.alone:
-        for job in stage.jobs:
-            pool.submit(_logged, job, logs).result()
-            bar.update()
-        return
-    waiting: dict[Future[None], Job] = {pool.submit(_logged, job, logs): job for job in stage.jobs}
+    """All commands of a stage; the first failure stops the demo."""
+    # Commands that measure time must not run beside each other.
+    batches = [[job] for job in stage.jobs] if stage.alone else [stage.jobs]
     try:
-        for done in as_completed(waiting):
-            done.result()
-            bar.update()
+        for batch in batches:
+            for done in as_completed([pool.submit(_logged, job, logs) for job in batch]):
+                done.result()
+                bar.update()
+    except BrokenProcessPool:
+        raise SetupError(
+            f"a worker of the demo was killed while {stage.title!r} ran, perhaps for memory: "
+            "run the same command again to go on, with --workers 1 if it happens again"
+        ) from None
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise

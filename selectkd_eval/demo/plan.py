@@ -13,13 +13,14 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from selectkd_eval.records import record_path
 from selectkd_eval.verbs import (
     VERBS,
     AnswerOptions,
     DemoOptions,
+    FigureOptions,
     LandscapeOptions,
     PasskOptions,
     ReportOptions,
@@ -113,14 +114,14 @@ class Plan:
         return str(self.weights / name) if self.weights else f"embedded:{name}"
 
     def stages(self) -> Iterator[Stage]:
-        """Everything from the teacher's text to the report."""
+        """Everything from the teacher's text to tables and figures; `report` comes after."""
         yield Stage("the teacher writes", [self.teacher_text(family) for family in ("mini-gsm", "mini-stories")])
         yield Stage("students learn", [self.train(arm, seed) for seed in self.seeds for arm in ARMS])
         # The longest command first, so that no worker waits for it at the end.
         yield Stage("measured", [self.landscape(), *self.tar(), *self.passk(), *self.answers()])
         yield Stage("judged", list(self.winrates()))
         yield Stage("timed, one at a time", list(self.speedups()), alone=True)
-        yield Stage("reported", [*self.tables(), self.report()], alone=True)
+        yield Stage("drawn", [*self.tables(), *self.figures()])
 
     def teacher_text(self, family: str) -> Job:
         """The teacher's answers to prompts that have no label."""
@@ -283,6 +284,11 @@ class Plan:
         """The paper's tables that these records can fill."""
         for number in (1, 2, 4, 5):
             yield Job("table", TableOptions(number=number, records=self.records, out=self.root / "tables"))
+
+    def figures(self) -> Iterator[Job]:
+        """Every figure, as files; the page holds them too."""
+        for what in get_args(get_type_hints(FigureOptions)["what"]):
+            yield Job("figure", FigureOptions(what=what, records=self.records, out=self.root / "figures"))
 
     def report(self) -> Job:
         """The page."""
