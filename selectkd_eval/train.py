@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging as hf_logging
 
 from selectkd_eval import environment, pair, prompts, records
-from selectkd_eval.checkpoints import find_resume, require_space, write_card
+from selectkd_eval.checkpoints import find_resume, require_space, saving, write_card
 from selectkd_eval.divergences import DIVERGENCES
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.loss import LossSpec
@@ -84,7 +84,7 @@ def loss_spec(recipe: Recipe, options: TrainOptions) -> LossSpec:
         beta=options.beta,
         spec_mode="sampled" if options.spec_sampled else "expected",
         normaliser=options.normaliser or recipe.normaliser,
-        temperature=options.temperature or recipe.temperature,
+        temperature=recipe.temperature if options.temperature is None else options.temperature,
     )
 
 
@@ -224,8 +224,8 @@ def _train(
     hf_logging.set_verbosity_error()
     set_seed(options.seed)
     tokenizer = materials.student.tokenizer
-    require_space(materials.student.model, save, options)
-    callbacks: list[Any] = [Course(card)]
+    require_space(materials.student.model, save, materials.steps, options)
+    callbacks: list[Any] = [Course(card, options.keep_checkpoints)]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=options.patience))
     trainer = SelectiveTrainer(
@@ -240,7 +240,7 @@ def _train(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    resume = find_resume(save, tidy=_rank() == 0)
+    resume = find_resume(save, card, record.done, tidy=_rank() == 0)
     if resume.result is not None:
         # Killed between the last update and the saving of the student: nothing is left to train.
         trainer._load_from_checkpoint(str(resume.result))
@@ -252,9 +252,10 @@ def _train(
     if options.lora_rank and not options.keep_adapter:
         model = model.merge_and_unload()
     if trainer.is_world_process_zero():
-        model.save_pretrained(save)
-        tokenizer.save_pretrained(save)
-        write_card(save, card)
+        with saving(save):
+            model.save_pretrained(save)
+            tokenizer.save_pretrained(save)
+            write_card(save, card)
 
 
 def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArguments:
@@ -283,8 +284,8 @@ def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArgumen
         eval_steps=eval_every,
         save_strategy="steps",
         save_steps=eval_every if early else max(options.save_every, 1),
-        save_total_limit=options.keep_checkpoints or None,
         load_best_model_at_end=early,
+        restore_callback_states_from_checkpoint=early,  # how many validations have passed without a better one
         metric_for_best_model="eval_loss" if early else None,
         greater_is_better=False if early else None,
         logging_strategy="steps",

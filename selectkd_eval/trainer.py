@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from selectkd_eval.checkpoints import write_card
+from selectkd_eval.checkpoints import remove_old, saving, write_card
 from selectkd_eval.errors import InputError
 from selectkd_eval.loss import LossSpec, TokenStats, gradient_repair, require_finite, selective_loss
 from selectkd_eval.records import Writer
@@ -221,6 +221,11 @@ class SelectiveTrainer(Trainer):
                 self._validation = [(b, self.logits(self.model, b)[0] if keep else None) for b in batches]
         return self._validation
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The Trainer's checkpoint; a full disk is one sentence."""
+        with saving(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Turn the Trainer's log of an update into a row; its closing summary is not one."""
         super().log(logs, start_time)
@@ -263,8 +268,9 @@ class SelectiveTrainer(Trainer):
 class Course(TrainerCallback):
     """Validation after the last update, a finished mark in every checkpoint, and a progress bar on stderr."""
 
-    def __init__(self, card: dict[str, Any]) -> None:
+    def __init__(self, card: dict[str, Any], keep: int) -> None:
         self.card = card
+        self.keep = keep
         self.bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -286,13 +292,14 @@ class Course(TrainerCallback):
             self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint as whole: a run killed while saving leaves one without a card, which is never
-        resumed.
+        """Mark the checkpoint as whole, then remove old ones: a run killed while saving leaves one without a card,
+        which is never resumed.
         """
         if state.is_world_process_zero:
-            write_card(
-                Path(args.output_dir) / f"checkpoint-{state.global_step}", self.card | {"step": state.global_step}
-            )
+            save = Path(args.output_dir)
+            with saving(save):
+                write_card(save / f"checkpoint-{state.global_step}", self.card | {"step": state.global_step})
+            remove_old(save, self.keep, state.best_model_checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
