@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from analysis import speed
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
 from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, ink, look
 from analysis.table_ir import number, signed
-from selectkd_eval import measures
 from selectkd_eval.errors import InputError
-from selectkd_eval.measures import Terms
+from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
 _WORDS = {"passk": ("pass@1", "pass@1 (%)"), "winrate": ("win rate", "win rate (%)")}
@@ -44,7 +44,8 @@ def rates(library: Library, kind: str, resamples: int) -> Drawing:
         drawn |= set(places)
         data[grid.label(column)] = _bars(axes[0, index], grid, column, places)
         _differences(axes[1, index], grid, column, places, data[grid.label(column)])
-        axes[0, index].set_title(_two_lines(grid.label(column)))
+        judged = "\n(likelihood judge)" if column.get("judge_kind") == "likelihood" else ""
+        axes[0, index].set_title(_two_lines(grid.label(column)) + judged)
         _family_ticks(axes[1, index], places, grid)
     axes[0, 0].set_ylabel(_WORDS[kind][1])
     axes[1, 0].set_ylabel("paired\ndifference\n(points)")
@@ -58,59 +59,74 @@ def rates(library: Library, kind: str, resamples: int) -> Drawing:
     return Drawing(kind, figure, caption, alt, data)
 
 
-def speed(library: Library, resamples: int) -> Drawing:
-    """Speed-up and acceptance of every draft by draft length."""
-    found = library.of("speedup")
-    if not found:
+def speedups(library: Library, resamples: int) -> Drawing:
+    """Speed-up and acceptance of every draft by draft length; other prompts or targets stand apart."""
+    if not library.of("speedup"):
         raise InputError("the speedup figure needs speedup records: run `selectkd-eval speedup` first")
-    terms: dict[tuple[Method, str, str], list[Terms]] = {}
-    for record in found:
-        if measures.lossless_counts(record.rows)["violation"]:
-            continue
-        method = library.method(record.facts["draft"])
-        for arm in measures.speedup_arms(record.rows):
-            terms.setdefault((method, arm, "speed"), []).append(measures.speedup(record.rows, arm))
-            for name in ("alpha", "block"):
-                terms.setdefault((method, arm, name), []).append(measures.acceptance(record.rows, arm, name))
-    pooled = {key: measures.pool(parts).estimate(resamples) for key, parts in terms.items()}
-    if not pooled:
+    sets = speed.speed_sets(library)
+    groups: dict[str, dict[Method, dict[str, Estimate]]] = {}
+    doubts: dict[str, str] = {}
+    for chosen in sets:
+        apart = "\n" + speed.differing(sets, chosen).replace(", ", "\n") if len(sets) > 1 else ""
+        kept = {method: found for method, found in chosen.drafts.items() if not speed.changed(found)}
+        for method, found in kept.items():
+            if why := speed.doubt(found, resamples):
+                doubts[f"{library.label(method)}{apart}"] = why
+        for arm in chosen.arms:
+            timed = {method: _timed(found, arm, resamples) for method, found in kept.items()}
+            if any(timed.values()):
+                groups[f"γ = {speed.length(arm)}{apart}"] = {method: e for method, e in timed.items() if e}
+    if not groups:
         raise InputError("every speedup record's text changed under speculation, so there is no speed-up to draw")
-    methods = sorted({method for method, _, _ in pooled}, key=lambda method: method.order)
-    arms = sorted({arm for _, arm, _ in pooled}, key=lambda arm: int(arm.removeprefix("gamma")))
+    methods = sorted({method for group in groups.values() for method in group}, key=lambda method: method.order)
     figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.6))
-    slot = 0.84 / len(methods)
-    for j, arm in enumerate(arms):
-        present = [method for method in methods if (method, arm, "speed") in pooled]
-        for i, method in enumerate(present):
+    slot = 0.84 / max(len(group) for group in groups.values())
+    for j, (at, group) in enumerate(groups.items()):
+        for i, (method, made) in enumerate(group.items()):
             style = look(method)
-            x = j + (i - (len(present) - 1) / 2) * slot
-            _bar(left, x, 0.9 * slot, pooled[method, arm, "speed"], style, "×", turned=len(methods) > 3)
+            x = j + (i - (len(group) - 1) / 2) * slot
+            doubtful = library.label(method) + at.removeprefix(at.split("\n")[0]) in doubts
+            _bar(left, x, 0.9 * slot, made["speed"], style, "×", turned=len(methods) > 3, suffix="?" * doubtful)
             for name, side in (("alpha", -0.14), ("block", 0.14)):
                 face = ink(style) if name == "alpha" else "white"
-                _point(right, x + side * slot, pooled[method, arm, name], style.marker, face, ink(style))
+                _point(right, x + side * slot, made[name], style.marker, face, ink(style))
     left.axhline(1, color=INK, linewidth=0.7, linestyle=":")
     left.set_ylabel("speed-up over plain decoding")
     right.set_ylabel("acceptance")
     right.set_ylim(0, 1.03)
     for axis in (left, right):
-        axis.set_xticks(range(len(arms)), [f"γ = {arm.removeprefix('gamma')}" for arm in arms])
-        axis.set_xlim(-0.6, len(arms) - 0.4)
+        axis.set_xticks(range(len(groups)), list(groups), fontsize=7.5 if len(groups) < 4 else 6)
+        axis.set_xlim(-0.6, len(groups) - 0.4)
     right.set_title("filled: accepted / tested, open: accepted / drafted")
     left.set_title("end to end, with 95 % intervals over prompts")
     handles = [_patch(method, library.label(method)) for method in methods]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
-    words = [
-        f"{library.label(m)} with draft length {arm.removeprefix('gamma')}: ×{number(pooled[m, arm, 'speed'].value, 2)}"
-        for m in methods
-        for arm in arms
-        if (m, arm, "speed") in pooled
-    ]
-    data = {f"{library.label(m)}/{arm}/{name}": _plain(e) for (m, arm, name), e in pooled.items()}
+    return Drawing("speedup", figure, *_speed_words(library, groups, doubts))
+
+
+def _timed(found: list[Record], arm: str, resamples: int) -> dict[str, Estimate]:
+    terms = {"speed": speed.speedup(found, arm)}
+    terms |= {name: speed.acceptance(found, arm, name) for name in ("alpha", "block")}
+    return {name: part.estimate(resamples) for name, part in terms.items()} if terms["speed"].den.sum() else {}
+
+
+def _speed_words(
+    library: Library, groups: dict[str, dict[Method, dict[str, Estimate]]], doubts: dict[str, str]
+) -> tuple[str, str, dict[str, Any]]:
+    """Caption, text alternative and numbers of the speed figure."""
+    words: list[str] = []
+    data: dict[str, Any] = {}
+    for at, group in groups.items():
+        for method, made in group.items():
+            place = f"{library.label(method)}, {at.replace(chr(10), ', ')}"
+            words.append(f"{place}: ×{number(made['speed'].value, 2)}")
+            data[place] = {name: _plain(estimate) for name, estimate in made.items()}
+    unsettled = "".join(f" {who.replace(chr(10), ', ')} (?): {why}." for who, why in doubts.items())
     caption = (
         "Speculative decoding: seconds of plain decoding over seconds with the draft, and acceptance of drafted "
-        "tokens under its two usual definitions. The text is the same in both."
+        f"tokens under its two usual definitions. The text is the same in both.{unsettled}"
     )
-    return Drawing("speedup", figure, caption, f"Speed-up: {'; '.join(words)}.", data)
+    return caption, f"Speed-up: {'; '.join(words)}.{unsettled}", data
 
 
 def _places(methods: list[Method]) -> dict[Method, float]:
@@ -172,7 +188,14 @@ def _differences(axis: Axes, grid: Grid, column: Column, places: dict[Method, fl
 
 
 def _bar(
-    axis: Axes, x: float, width: float, estimate: Estimate, style: Any, prefix: str = "", turned: bool = False
+    axis: Axes,
+    x: float,
+    width: float,
+    estimate: Estimate,
+    style: Any,
+    prefix: str = "",
+    turned: bool = False,
+    suffix: str = "",
 ) -> None:
     errors = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
     axis.bar(
@@ -187,7 +210,7 @@ def _bar(
         error_kw=ERROR,
     )
     axis.annotate(
-        prefix + number(estimate.value, 2 if prefix else 1),
+        prefix + number(estimate.value, 2 if prefix else 1) + suffix,
         (x, 0),
         (0, 3),
         textcoords="offset points",
@@ -263,7 +286,8 @@ def _sentences(grid: Grid, word: str) -> str:
             found = grid.delta(column, method, other) if other else None
             if other and found and not math.isnan(found[0].value):
                 values[-1] += f" ({signed(100 * found[0].value, 1)} against {grid.library.label(other)})"
-        parts.append(f"{word} on {grid.label(column)}: {', '.join(values)}")
+        judged = " by a likelihood judge" if column.get("judge_kind") == "likelihood" else ""
+        parts.append(f"{word}{judged} on {grid.label(column)}: {', '.join(values)}")
     return "Bar chart. " + "; ".join(parts) + "."
 
 

@@ -17,7 +17,7 @@ from selectkd_eval.verbs import FigureOptions
 FIGURES: dict[str, Callable[[Library, int], Drawing]] = {
     "passk": lambda records, resamples: figure_bars.rates(records, "passk", resamples),
     "winrate": lambda records, resamples: figure_bars.rates(records, "winrate", resamples),
-    "speedup": figure_bars.speed,
+    "speedup": figure_bars.speedups,
     "training": lambda records, resamples: figure_training.training(records),
     "tar": figure_training.tar,
     "landscape": lambda records, resamples: figure_landscape.landscape(records),

@@ -8,10 +8,9 @@ the demo's summary on the terminal is made of them.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
+from analysis import speed
 from analysis.acceptance import tar_sets
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
@@ -132,32 +131,34 @@ def _tar_lines(library: Library, resamples: int) -> list[str]:
 
 
 def _speed_lines(library: Library, resamples: int) -> list[str]:
-    """The best draft length of every draft, with the definition of its acceptance."""
-    parts: dict[str, list[tuple[tuple[Any, ...], str]]] = defaultdict(list)
-    lines = []
-    for record in library.of("speedup"):
-        gate = measures.lossless_counts(record.rows)
-        method = library.method(record.facts["draft"])
-        name, target = library.label(method), library.label(library.method(record.facts["target"]))
-        arms = {arm: measures.speedup(record.rows, arm) for arm in measures.speedup_arms(record.rows)}
-        if gate["violation"]:
-            changed = f"changed the text on {gate['violation']} prompts, so no speed-up is given"
-            lines.append(f"{name} as a draft for {target} {changed}.")
-        elif arms:
-            best = max(arms, key=lambda arm: (arms[arm].value, arm))
-            speed = arms[best].estimate(resamples)
-            accepted = measures.acceptance(record.rows, best, "alpha").estimate(resamples)
-            word = _verdict(speed, 1.0, ("faster", "slower", "not settled"))
-            interval = f"[{number(speed.low, 2)}, {number(speed.high, 2)}]"
-            text = (
-                f"{name} ×{number(speed.value, 2)} {interval} at γ = {best.removeprefix('gamma')}, accepted / tested "
-                f"{number(accepted.value, 3)}, n = {speed.n:,} ({word})"
-            )
-            parts[target].append((method.order, text))
-    for target, found in sorted(parts.items()):
-        listed = "; ".join(text for _, text in sorted(found))
-        lines.append(f"Speculative decoding of {target}, text unchanged, best draft length: {listed}.")
-    return lines
+    """The best draft length of every draft, with the definition of its acceptance; no claim on a doubtful clock."""
+    lines, told = [], []
+    for chosen in speed.speed_sets(library):
+        parts = []
+        for method, found in chosen.drafts.items():
+            name, arms = library.label(method), {arm: speed.speedup(found, arm) for arm in chosen.arms}
+            arms = {arm: terms for arm, terms in arms.items() if terms.den.sum()}
+            if count := speed.changed(found):
+                changed = f"changed the text on {count} prompts, so no speed-up is given"
+                lines.append(f"{name} as a draft for {chosen.target} {changed}.")
+            elif arms:
+                best = max(arms, key=lambda arm: (arms[arm].value, arm))
+                parts.append(f"{name} {_speed(found, best, resamples)}")
+        if parts:
+            on = f"{chosen.target}, {', '.join(chosen.words[1:])}"
+            told.append(f"Speculative decoding of {on}; text unchanged, best draft length: {'; '.join(parts)}.")
+    return lines + told
+
+
+def _speed(found: list[Record], arm: str, resamples: int) -> str:
+    value = speed.speedup(found, arm).estimate(resamples)
+    accepted = speed.acceptance(found, arm, "alpha").estimate(resamples)
+    word = speed.doubt(found, resamples) or _verdict(value, 1.0, ("faster", "slower", "not settled"))
+    interval = f"[{number(value.low, 2)}, {number(value.high, 2)}]"
+    return (
+        f"×{number(value.value, 2)} {interval} at γ = {speed.length(arm)}, accepted / tested "
+        f"{number(accepted.value, 3)}, n = {value.n:,} ({word})"
+    )
 
 
 def _verdict(estimate: Estimate, null: float, words: tuple[str, str, str]) -> str:

@@ -7,9 +7,8 @@ engines print; it falls with the draft length). Both are printed here, each unde
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from analysis.load import Library, Method
+from analysis.load import Library
+from analysis.speed import changed, control, differing, length, speed_sets
 from analysis.table_ir import Block, Cell, Column, Row, Table, number
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
@@ -21,22 +20,21 @@ _ACCEPTANCE = ("alpha", "block", "tokens")
 
 def speed_table(records: Library, resamples: int) -> Table:
     """One block per target, decoding and draft length; one row per draft."""
-    found = records.of("speedup")
-    if not found:
+    if not records.of("speedup"):
         raise InputError("table 5 needs speedup records: run `selectkd-eval speedup` first")
     columns = tuple(Column(label) for label in ("Speed-up", *(measures.ACCEPTANCE[name][2] for name in _ACCEPTANCE)))
-    settings: dict[str, dict[Method, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in found:
-        settings[_setting(records, record)][records.method(record.facts["draft"])].append(record)
-    blocks, notes = [], []
-    for setting, by_method in sorted(settings.items()):
-        ordered = sorted(by_method.items(), key=lambda item: item[0].order)
-        arms = {arm for _, group in ordered for record in group for arm in measures.speedup_arms(record.rows)}
-        for arm in sorted(arms, key=_length):
-            rows = [Row(records.label(method), tuple(_cells(group, arm, resamples))) for method, group in ordered]
+    blocks, notes, sets = [], [], speed_sets(records)
+    for chosen in sets:
+        for arm in chosen.arms:
+            rows = [
+                Row(records.label(method), tuple(_cells(found, arm, resamples)))
+                for method, found in chosen.drafts.items()
+            ]
             rows = [row for row in rows if any(cell.present or cell.text for cell in row.cells)]
-            blocks.append(Block(f"{setting}, γ = {_length(arm)}", tuple(rows)))
-        notes += [note for method, group in ordered for note in _notes(records.label(method), group, resamples)]
+            blocks.append(Block(f"{', '.join(chosen.words)}, γ = {length(arm)}", tuple(rows)))
+        for method, found in chosen.drafts.items():
+            of = "" if len(sets) == 1 else f" ({differing(sets, chosen)})"
+            notes += _notes(f"{records.label(method)}{of}", found, resamples)
     caption = (
         "γ: draft length. Speed-up: seconds of plain decoding over seconds of speculative decoding, end to end, the "
         "same count of tokens, each prompt's median over repetitions, summed over prompts. accepted / tested: "
@@ -48,24 +46,10 @@ def speed_table(records: Library, resamples: int) -> Table:
     )
 
 
-def _length(arm: str) -> int:
-    return int(arm.removeprefix("gamma"))
-
-
-def _setting(records: Library, record: Record) -> str:
-    facts, options = record.facts, record.options
-    temperature = facts.get("temperature", options.get("temperature", 0.0))
-    decoding = f"temperature {temperature:g}" if temperature else "greedy"
-    target = facts["target"].get("name") or records.label(records.method(facts["target"]))
-    prompts = facts.get("prompts")
-    name = prompts["name"] if isinstance(prompts, dict) and "name" in prompts else options.get("prompts", "")
-    return f"Target {target}, {decoding}, {name}, at most {options.get('max_new_tokens')} tokens"
-
-
 def _cells(found: list[Record], arm: str, resamples: int) -> list[Cell]:
     """Speed-up and acceptances of one draft at one length, its training seeds pooled by prompt."""
     names = tuple(sorted(record.path.name for record in found))
-    violated = any(measures.lossless_counts(record.rows)["violation"] for record in found)
+    violated = changed(found)
     parts = {"speed": [measures.speedup(record.rows, arm) for record in found]}
     parts |= {name: [measures.acceptance(record.rows, arm, name) for record in found] for name in _ACCEPTANCE}
     cells = []
@@ -102,9 +86,10 @@ def _notes(label: str, found: list[Record], resamples: int) -> list[str]:
             f"text identical to plain decoding on {gate['identical']} prompts, a numerical tie on {gate['tie']}, "
             f"changed on {gate['violation']}"
         )
-    control = measures.pool([measures.speedup(record.rows, "ar2") for record in found])
-    if control.den.sum():
-        estimate = control.estimate(resamples)
-        low, high = number(estimate.low, 3), number(estimate.high, 3)
-        parts.append(f"plain decoding timed twice gives ×{number(estimate.value, 3)} [{low}, {high}]")
+    timed = control(found, resamples)
+    if timed is not None:
+        low, high = number(timed.low, 3), number(timed.high, 3)
+        parts.append(f"plain decoding timed twice gives ×{number(timed.value, 3)} [{low}, {high}]")
+        if timed.excludes(1):
+            parts.append("that interval leaves 1 out, so this timing is not settled: measure again on an idle machine")
     return [f"{label}: {'; '.join(parts)}."] if parts else []

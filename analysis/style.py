@@ -101,8 +101,8 @@ def look(method: Method) -> Look:
 
 
 def ink(style: Look) -> str:
-    """The colour of a look's lines: white bars have dark lines."""
-    return INK if style.colour == "#ffffff" else style.colour
+    """The colour of a look's lines: what is too pale for a line on white is dark."""
+    return INK if style.colour in ("#ffffff", "#F0E442") else style.colour
 
 
 @dataclass

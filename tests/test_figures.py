@@ -89,6 +89,10 @@ def test_a_difference_is_filled_only_when_its_interval_excludes_zero(drawings: d
 
 def test_a_likelihood_judge_is_called_one(drawings: dict[str, Drawing]) -> None:
     assert "not a human or LLM preference" in drawings["winrate"].caption
+    assert "by a likelihood judge" in drawings["winrate"].alt
+    titles = [axis.get_title() for axis in drawings["winrate"].figure.axes if axis.get_title()]
+    assert titles
+    assert all("(likelihood judge)" in title for title in titles), "a picture can be cut out of its page"
 
 
 def test_methods_are_told_apart_without_colour(full: Library) -> None:
