@@ -15,6 +15,7 @@ from pathlib import Path
 
 from selectkd_eval import __version__
 from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.ranges import check
 from selectkd_eval.verbs import VERBS
 
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check_packages()
         options = parse(argv)
+        check(options)
         module, function = VERBS[argv[0]].function.split(":")
         return getattr(importlib.import_module(module), function)(options) or 0
     except (InputError, SetupError) as error:

@@ -40,8 +40,13 @@ def device(name: str = "auto") -> str:
     torch = require("torch", "running a model", "train")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise InputError(f"there is no device {name!r}: use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise SetupError(f"--device {name} was asked for, but torch sees no GPU here: use --device cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise SetupError(f"--device {name} was asked for, but torch sees {torch.cuda.device_count()} GPU: name another")
     return name
 
 

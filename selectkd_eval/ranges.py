@@ -1,0 +1,63 @@
+"""Which numbers can no verb use? A negative limit, no seed at all, a temperature that is not a number.
+
+Looked at once, when the command line has been read and before anything is loaded. What depends on a verb (the gate's
+beta, an odd grid) is checked by that verb; a file, a model or a device by whatever opens it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from selectkd_eval.errors import InputError
+
+# The smallest value of a whole number, where one name means the same for every verb that has it.
+SMALLEST = {
+    "limit": 1,
+    "threads": 0,
+    "workers": 0,
+    "rows": 0,
+    "resamples": 1,
+    "batch_size": 1,
+    "accumulation": 1,
+    "concurrency": 1,
+    "max_length": 2,
+    "steps": 0,
+    "eval_every": 0,
+    "save_every": 0,
+    "patience": 0,
+    "keep_checkpoints": 0,
+    "lora_rank": 0,
+    "shots": 0,
+    "samples": 1,
+    "sequences": 1,
+    "directions": 1,
+    "repetitions": 1,
+}
+NOT_NEGATIVE = ("temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout")
+SHARES = ("warmup", "lora_dropout")
+
+
+def check(options: Any) -> None:
+    """Raise an InputError for the first field that no verb could use."""
+    for field in dataclasses.fields(options):
+        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        if isinstance(value, tuple):
+            _check_list(flag, value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{flag} {value} is not a finite number: give one")
+        elif isinstance(value, int) and value < SMALLEST.get(field.name, value):
+            raise InputError(f"{flag} must be at least {SMALLEST[field.name]}, but {value} was given")
+        elif field.name in NOT_NEGATIVE and value is not None and value < 0:
+            raise InputError(f"{flag} must not be negative, but {value} was given")
+        elif field.name in SHARES and value > 1:
+            raise InputError(f"{flag} is a share and at most 1, but {value} was given")
+
+
+def _check_list(flag: str, values: tuple[Any, ...]) -> None:
+    # An empty --exclude says that nothing is excluded; nothing else can be measured with nothing.
+    if not values and flag != "--exclude":
+        raise InputError(f"{flag} was given without a value: give at least one, or leave it out for the default")
+    if len(set(values)) < len(values):
+        raise InputError(f"{flag} names one value twice ({', '.join(map(str, values))}): give each once")
