@@ -138,12 +138,9 @@ def _summary(record: records.Writer, options: LandscapeOptions, students: Sequen
         planes = [measures.surface(rows, index, seed) for seed in seeds(options)]
         cells = [f"{planes[0].centre:.4f}"]
         for radius in radii:
-            rises = []
-            for plane in planes:
-                distance, rise = plane.profile()
-                rises.append(float(rise[np.abs(distance - radius).argmin()]))
+            rises = [rise for plane in planes if (rise := _rise(plane, radius)) is not None]
             spread = f" (sd {np.std(rises, ddof=1):.4f} over directions)" if len(rises) > 1 else ""
-            cells.append(f"{np.mean(rises):.4f}{spread}")
+            cells.append(f"{np.mean(rises):.4f}{spread}" if rises else "–")
         table.append([student.card.method, *cells])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
@@ -152,6 +149,14 @@ def _summary(record: records.Writer, options: LandscapeOptions, students: Sequen
         "one picture does not show that a method is flatter",
         f"record: {record.path}",
     ]
+
+
+def _rise(plane: measures.Surface, radius: float) -> float | None:
+    """The rise at a distance from the student; None where no point lies within half a step of the grid of it."""
+    distance, rise = plane.profile()
+    nearest = int(np.abs(distance - radius).argmin())
+    near = abs(distance[nearest] - radius) < (plane.a[1] - plane.a[0]) / 2 and distance[nearest] > 0
+    return float(rise[nearest]) if near else None
 
 
 def _same_shapes(students: Sequence[pair.LoadedModel]) -> None:

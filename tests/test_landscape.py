@@ -162,6 +162,14 @@ def test_impossible_requests_are_refused(tiny_pair, tmp_path, wrong):
         landscape.run(options(tiny_pair, tmp_path, **wrong))
 
 
+def test_a_distance_without_a_point_is_a_dash(tiny_pair, tmp_path, capsys):
+    landscape.run(options(tiny_pair, tmp_path, grid=3, radius=0.5))
+    header, line, *_ = capsys.readouterr().out.splitlines()
+    assert header.endswith("rise at |r| = 0.25  rise at |r| = 0.5")
+    near, far = line.split()[-2:]
+    assert near == "–" and float(far) != 0
+
+
 def test_batching_does_not_change_the_loss(tiny_pair):
     p, q = pair.load_model(str(tiny_pair.teacher)), pair.load_model(str(tiny_pair.student))
     examples = encode(p.tokenizer, prompts.load_prompts(str(tiny_pair.data), 6), p.model, q.model)
