@@ -39,7 +39,8 @@ def tar_sets(library: Library) -> list[TarSet]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in library.of("tar"):
         facts = record.facts
-        key = (facts["teacher"].get("fingerprint"), (facts.get("prompts") or {}).get("sha256"), facts.get("k"))
+        text = (facts.get("prompts") or {}).get("sha256"), record.header["inputs"].get("data")
+        key = (facts["teacher"].get("fingerprint"), text, facts.get("k"))
         groups[str(key)].append(record)
     ordered = sorted(groups.values(), key=lambda group: (-_students(group), group[0].path.name))
     return [_tar_set(library, group) for group in ordered]
@@ -49,7 +50,7 @@ def _tar_set(library: Library, found: Sequence[Record]) -> TarSet:
     parts: dict[tuple[Method, int | None], dict[str, list[Terms]]] = defaultdict(lambda: defaultdict(list))
     for record in found:
         for index, card in enumerate(record.facts["students"]):
-            method = library.method(card)
+            method = library.run_of(card)
             step = next((row.get("step") for row in record.good if row["student"] == index), None)
             at = (method, 0 if step is None and method.role == "start" else step)
             for what in WHAT:

@@ -3,7 +3,7 @@
 Surfaces and contours of the same loss on the same tokens along the same directions, one colour norm, one height.
 A picture's order can flip with the directions, so the radial profile over all direction seeds stands below, and
 the surfaces shown are those of the seed nearest to the mean profile, never the prettiest. Records that do not
-share teacher, tokens, loss, radius and grid are refused.
+share teacher, tokens, loss, vocabulary, rule of directions, radius and grid are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from selectkd_eval.stats import Floats
 
 _SHOWN = 4  # surfaces side by side; the profile shows every student
 _FINE = 51  # points per axis after interpolation, for drawing only
-_SHARED = ("tokens_sha256", "loss", "radius", "grid")
+_SHARED = ("tokens_sha256", "loss", "radius", "grid", "directions", "params_zeroed", "vocabulary")
 
 
 class Plane(NamedTuple):
@@ -95,7 +95,7 @@ def _comparable(found: Sequence[Record]) -> None:
             value = fact.get("fingerprint") if isinstance(fact, dict) else fact
             values[str(value)].append(record.path.name)
         if len(values) > 1:
-            listed = "; ".join(f"{value[:12]} in {', '.join(names)}" for value, names in sorted(values.items()))
+            listed = "; ".join(f"{value[:60]} in {', '.join(names)}" for value, names in sorted(values.items()))
             raise InputError(
                 f"these landscapes cannot be compared, their {name} differs ({listed}): "
                 f"measure all students in one command, or keep other records in another directory"

@@ -39,6 +39,15 @@ _SETTINGS = (
     "start",
     "data",
     "steps",
+    "step",  # a checkpoint on the way; the final student has none
+    "lr",
+    "batch_size",
+    "accumulation",
+    "epochs",
+    "schedule",
+    "warmup",
+    "lora_rank",
+    "max_length",
 )
 _BASES = ("SFT", "SFT-control", "KD", "SeqKD", "ImitKD", "GKD", "DistiLLM", "SKD", "DistiLLM-2")
 _VERIFIERS = ("none", "hellinger", "top-k", "spec-k")
@@ -116,7 +125,7 @@ class Library:
     def method(self, card: Card) -> Method:
         """The method a model belongs to."""
         label, setting = self._identity(card)
-        variant = PurePath(str(card.get("name", ""))).stem if (label, setting) in self._ambiguous else ""
+        variant = self._variant(card) if (label, setting) in self._ambiguous else ""
         training = card.get("training") or {}
         gated = training.get("verifier") not in (None, "none")
         base = str(card.get("base_method") or training.get("base_method") or "") if gated else ""
@@ -125,7 +134,14 @@ class Library:
     def trained(self, record: Record) -> Method:
         """The method that a train record trains."""
         facts = record.facts
-        return self.method({**facts, "name": record.path.name, "seed": record.options.get("seed")})
+        training = {**(facts.get("training") or {}), "record": record.path.name}
+        name = str(facts.get("save") or record.path.name)
+        return self.method({**facts, "name": name, "seed": record.options.get("seed"), "training": training})
+
+    def run_of(self, card: Card) -> Method:
+        """The method of the run that a checkpoint was kept of, whatever its step."""
+        training = {name: value for name, value in (card.get("training") or {}).items() if name != "step"}
+        return self.method({**card, "training": training})
 
     def label(self, method: Method) -> str:
         """The method's name in a table, with whatever tells it apart from others of the same name."""
@@ -137,14 +153,18 @@ class Library:
 
     @cached_property
     def methods(self) -> list[Method]:
-        """Every method whose numbers a table could hold."""
-        return sorted({self.method(card) for card in self._cards()}, key=lambda method: method.order)
+        """Every method whose numbers a table or a figure could hold."""
+        found = {self.method(card) for card in self._cards()}
+        found |= {self.trained(record) for record in self.of("train")}
+        found |= {self.run_of(card) for record in self.of("tar") for card in record.facts["students"]}
+        found |= {self.method(card) for record in self.of("landscape") for card in record.facts["students"]}
+        return sorted(found, key=lambda method: method.order)
 
     def base_of(self, method: Method, among: Iterable[Method]) -> Method | None:
         """The set-up without the gate that differs least from `method`."""
         candidates = [other for other in among if other.label == method.base and other != method]
-        shared = {other: len(set(other.setting) & set(method.setting)) for other in candidates}
-        return max(candidates, key=lambda other: (shared[other], other.order), default=None)
+        apart = {other: len(set(other.setting) ^ set(method.setting)) for other in candidates}
+        return min(candidates, key=lambda other: (apart[other], other.order), default=None)
 
     def measurements(self) -> list[Measurement]:
         """pass@1 and win rates of every model, in the order of the record names."""
@@ -177,6 +197,10 @@ class Library:
                 "baseline": baseline,
                 "judge": judge.get("name", record.options.get("judge", "")),
                 "judge_kind": judge.get("kind", ""),
+                "judge_weights": (judge.get("model") or {}).get("fingerprint"),
+                "server": record.options.get("base_url"),
+                "tie_band": judge.get("tie_band"),
+                "decoding": canonical(facts.get("generation")),
                 "protocol": protocol.get("name", ""),
                 "protocol_sha256": protocol.get("sha256"),
                 "ties": measures.tie_rule(record),
@@ -203,6 +227,18 @@ class Library:
         for card in self._cards():
             weights[(self._identity(card), card.get("seed"))].add(card.get("fingerprint"))
         return {identity for (identity, _), found in weights.items() if len(found) > 1}
+
+    def _variant(self, card: Card) -> str:
+        """The student's directory, with a digest where two students share that name too."""
+        name, source = _folder(card), _source(card)
+        return name if len(self._namesakes[name]) < 2 else f"{name} {source[:8]}"
+
+    @cached_property
+    def _namesakes(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        for card in self._cards():
+            found[_folder(card)].add(_source(card))
+        return found
 
     def _identity(self, card: Card) -> tuple[str, tuple[tuple[str, Any], ...]]:
         training = card.get("training") or {}
@@ -253,6 +289,18 @@ def library(directory: Path) -> Library:
         also = f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise InputError(f"{directory} holds no finished record{also}: measure something first, or give --records")
     return Library(finished, unfinished)
+
+
+def _folder(card: Card) -> str:
+    """The name of a student's directory; a checkpoint has that of its run."""
+    path = PurePath(str(card.get("name", "")))
+    return (path.parent if path.name.startswith("checkpoint-") else path).stem
+
+
+def _source(card: Card) -> str:
+    """What tells two students apart for good: the record of the training, else the weights."""
+    record = PurePath(str((card.get("training") or {}).get("record") or "")).stem
+    return record.rpartition("-")[2] if record else str(card.get("fingerprint") or "")
 
 
 def _hashable(value: Any) -> Any:

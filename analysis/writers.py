@@ -30,6 +30,8 @@ _LATEX = {
     "_": r"\_",
     "%": r"\%",
     "~": r"\textasciitilde{}",
+    "[": "{[}",  # at the start of a row it would be the argument of the line break before it
+    "]": "{]}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
@@ -57,12 +59,17 @@ _LATEX = {
 
 def markdown_text(text: str) -> str:
     """Escape what GitHub's Markdown would read as markup."""
-    return _MARKDOWN.sub(r"\\\1", text).replace("\n", " ")
+    return _MARKDOWN.sub(r"\\\1", _one_line(text))
 
 
 def latex_text(text: str) -> str:
     """Escape for LaTeX text mode; signs that pdflatex's fonts lack become `?`, never an error."""
-    return "".join(_LATEX.get(c, c if c.isascii() or c in "äöüéèß" else "?") for c in text.replace("\n", " "))
+    return "".join(_LATEX.get(c, c if c.isascii() or c in "äöüéèß" else "?") for c in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Line breaks of any kind, and what cannot be printed, as blanks."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def html_text(text: str) -> str:

@@ -28,6 +28,7 @@ class Answers:
     sha256: str
     card: dict[str, Any]
     prompts: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] | None = None  # how it was decoded; None for a file of answers
     text: dict[str, str] = field(default_factory=dict)
     by_seed: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
 
@@ -119,6 +120,7 @@ def _from_record(path: Path) -> Answers:
         sha256=sha256_file(path),
         card=dict(record.facts["model"]),
         prompts=dict(record.facts.get("prompts") or {}),
+        generation=record.facts.get("generation"),
     )
     for row in record.good:
         answers.text[row["prompt"]] = row["text"]

@@ -109,6 +109,7 @@ def _judge(options: WinrateOptions, model: str) -> Path:
         "protocol": protocol.facts(),
         "candidate": candidate.card,
         "baseline": baseline.card,
+        "generation": {"candidate": candidate.generation, "baseline": baseline.generation},
         "prompts": {**candidate.prompts, "n": len({comparison.prompt for comparison in comparisons})},
     }
     with records.open_record("winrate", options, inputs=inputs, facts=facts) as record:

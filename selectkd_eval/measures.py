@@ -78,11 +78,15 @@ def pool(parts: Sequence[Terms]) -> Terms:
 
 
 def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> tuple[Estimate, float]:
-    """a minus b, paired by prompt, and its two-sided p-value; InputError when the prompts differ."""
+    """a minus b, paired by prompt, and its two-sided p-value; InputError when the prompts differ.
+
+    n counts the prompts that have a denominator on either side.
+    """
     _same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
-    return stats.paired_delta(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
+    found, p = stats.paired_delta(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
+    return replace(found, n=int(np.count_nonzero((a.den > 0) | (b.den > 0)))), p
 
 
 def quotient(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
@@ -143,7 +147,7 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
     Unreadable and failed comparisons are in neither sum: see `verdict_counts`.
     """
     choose(ties, TIES, "tie rule")
-    counted = _agreed(rows) if ties == "agreement" else good(rows)
+    counted = _agreed(rows) if ties == "agreement" else rows
     shares = [(row, _share(row, ties)) for row in counted]
     # The mean of the orders' rates weighs each order alike, however many of its verdicts could be read.
     per_order = ties == "half-per-order"
@@ -159,6 +163,8 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
 
 def _share(row: Row, ties: str) -> float | None:
     """The candidate's share of one comparison; None when the comparison does not count."""
+    if "error" in row:
+        return None
     if row.get("preference") is not None:
         return float(row["preference"])
     if row["verdict"] == "tie":

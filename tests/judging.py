@@ -23,7 +23,7 @@ def answer_record(
     facts = {
         "model": {"name": name, "method": name, "fingerprint": f"of {name}"},
         "prompts": {"name": prompts, "sha256": "0", "n": len(answers)},
-        "generation": {},
+        "generation": {"temperature": 0.8},
     }
     with records.open_record("answer", options, inputs={"model": f"of {name}"}, facts=facts) as record:
         for text, by_seed in answers.items():

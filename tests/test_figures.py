@@ -12,6 +12,7 @@ import record_factory as make
 from matplotlib.colors import to_rgb
 
 from analysis import style
+from analysis.acceptance import tar_sets
 from analysis.figures import FIGURES, draw, run
 from analysis.load import Library, library
 from analysis.style import Drawing
@@ -133,6 +134,20 @@ def test_landscapes_that_cannot_be_compared_are_refused(tmp_path: Path, change: 
         draw("landscape", library(tmp_path), RESAMPLES)
 
 
+@pytest.mark.parametrize(
+    ("said", "fact", "other"),
+    [("directions", '"directions":"Gaussian', '"directions":"uniform'), ("params_zeroed", 'zeroed":5', 'zeroed":6')],
+)
+def test_other_directions_are_refused_too(tmp_path: Path, said: str, fact: str, other: str) -> None:
+    make.landscape(tmp_path, [make.card("KD", 0)], grid=5)
+    record = make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5)
+    text = record.path.read_text()
+    assert fact in text
+    record.path.write_text(text.replace(fact, other))
+    with pytest.raises(InputError, match=f"their {said} differs"):
+        draw("landscape", library(tmp_path), RESAMPLES)
+
+
 def test_a_losing_teacher_is_refused_too(tmp_path: Path) -> None:
     make.landscape(tmp_path, [make.card("KD", 0)], grid=5)
     record = make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5)
@@ -155,6 +170,34 @@ def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) ->
     assert sorted(drawing.data) == ["mini-stories:validation alpha KD", "mini-stories:validation alpha KD + Spec-k"]
     assert [point[1] for point in drawing.data["mini-stories:validation alpha KD"]] == [10, 20], "seeds are pooled"
     style.close(drawing)
+
+
+def test_set_ups_that_were_only_trained_are_told_apart(tmp_path: Path) -> None:
+    for seed, k in ((0, 3), (1, 5)):
+        make.train(tmp_path, make.card("KD + Spec-k", seed, k=k))
+    make.tar(tmp_path, [make.card("KD + Spec-k", seed, k=k) for seed, k in ((0, 3), (1, 5))] * 2, [10, 10, 20, 20])
+    for what in ("training", "tar"):
+        drawing = draw(what, library(tmp_path), RESAMPLES)
+        assert {k for name in drawing.data for k in ("k=3", "k=5") if k in name} == {"k=3", "k=5"}, what
+        style.close(drawing)
+
+
+def test_checkpoints_belong_to_the_run_that_kept_them(tmp_path: Path) -> None:
+    one, runs = make.card("KD", 0), ("train-a-1111111111.jsonl", "train-b-2222222222.jsonl")
+    cards = []
+    for source, place in zip(runs, ("a", "b"), strict=True):
+        training = one["training"] | {"record": source}
+        make.passk(tmp_path, one | {"name": f"{place}/final", "fingerprint": place, "training": training}, n=10)
+        name = f"{place}/final/checkpoint-10"
+        cards += [one | {"name": name, "fingerprint": f"{place}10", "training": training | {"step": 10}}]
+        cards += [one | {"name": f"{place}/final", "fingerprint": place, "training": training}]
+    make.tar(tmp_path, cards, [10, 20, 10, 20], n=12)
+    (found,) = tar_sets(library(tmp_path))
+    assert [library(tmp_path).label(method) for method in found.methods] == [
+        "KD (final 11111111)",
+        "KD (final 22222222)",
+    ]
+    assert all(found.steps(method) == [10, 20] for method in found.methods)
 
 
 def test_the_verb_writes_every_format(full: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

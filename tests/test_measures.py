@@ -113,6 +113,21 @@ def test_a_prompt_that_only_tied_keeps_methods_pairable() -> None:
     assert measures.delta(a, b, 100)[0].value == pytest.approx(1.0 - 0.5)
 
 
+@pytest.mark.parametrize("rule", sorted(measures.TIES))
+def test_a_failed_comparison_is_in_no_sum_and_keeps_methods_pairable(rule: str) -> None:
+    failed = {**verdict("q", "failed"), "error": "no reply"}
+    a = measures.win_rate_terms([verdict("p", "candidate"), failed, verdict("r", "candidate")], rule)
+    b = measures.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "baseline")], rule)
+    assert a.den.tolist() == [1, 0, 1]
+    assert measures.delta(a, b, 100)[0].value == pytest.approx(1 - 1 / 3)
+
+
+def test_a_differences_n_counts_the_prompts_that_were_decided() -> None:
+    a = measures.win_rate_terms([verdict("p", "candidate"), verdict("q", "tie"), verdict("r", "tie")])
+    b = measures.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "tie")])
+    assert measures.delta(a, b, 100)[0].n == 2
+
+
 def test_different_prompts_are_never_paired() -> None:
     a = measures.terms([("p", 1, 1), ("q", 1, 1)])
     b = measures.terms([("p", 1, 1), ("r", 1, 1), ("s", 0, 1)])

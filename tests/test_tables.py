@@ -20,7 +20,7 @@ from selectkd_eval.stats import Estimate
 from selectkd_eval.verbs import TableOptions
 
 PAPER = Path(__file__).resolve().parents[1] / "reports" / "paper"
-NASTY = r"KD_50% & #1 {$x^2$} ~ \ <b>|*`"
+NASTY = r"[x] KD_50% & #1 {$x^2$} ~ \ <b>|*`" + "\r\n\u2028\x00"
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,51 @@ def test_two_students_of_one_seed_are_not_pooled(tmp_path: Path) -> None:
     make.passk(tmp_path, one | {"name": "second", "fingerprint": "other"}, n=10)
     labels = [r.label for r in tables.build(2, library(tmp_path), 50).blocks[0].rows]
     assert labels == ["KD (first)", "KD (second)"]
+
+
+def test_two_students_of_one_directory_name_are_not_pooled(tmp_path: Path) -> None:
+    one = make.card("KD", 0)
+    make.passk(tmp_path, one | {"name": "first/final"}, n=10)
+    make.passk(tmp_path, one | {"name": "second/final", "fingerprint": "other"}, n=10)
+    found = tables.build(2, library(tmp_path), 50).blocks[0].rows
+    assert [len(r.cells[0].records) for r in found] == [1, 1]
+    assert len({r.label for r in found}) == 2
+
+
+def test_a_checkpoint_is_not_its_final_student_and_its_gate_is_held_against_the_same_step(tmp_path: Path) -> None:
+    for method in ("KD", "KD + Top-k"):
+        for step in (None, 10):
+            kept = {} if step is None else {"step": step}
+            student = make.card(method, 0, **kept)
+            make.passk(tmp_path, student | {"name": f"{method}{step}"}, n=20, skill=0.4 if step else 0.8)
+    table = tables.build(2, library(tmp_path), 100)
+    early = row(table, "KD + Top-k (step=10)").cells[0]
+    base = row(table, "KD (step=10)").cells[0]
+    assert early.value is not None
+    assert base.value is not None
+    assert early.delta is not None
+    assert early.delta.value == pytest.approx(early.value.value - base.value.value)
+    late, final = (row(table, label).cells[0] for label in ("KD + Top-k", "KD"))
+    assert late.value is not None
+    assert final.value is not None
+    assert late.delta is not None
+    assert late.delta.value == pytest.approx(late.value.value - final.value.value)
+
+
+@pytest.mark.parametrize(
+    ("fact", "other"),
+    [
+        ('"kind":"likelihood"', '"kind":"likelihood","tie_band":0.5'),
+        ('"kind":"likelihood"', '"kind":"likelihood","model":{"fingerprint":"other"}'),
+        ('"judge":{', '"generation":{"candidate":{"temperature":0.8}},"judge":{'),
+    ],
+    ids=["another tie band", "another judge's weights", "another decoding"],
+)
+def test_another_judge_or_decoding_is_another_column(tmp_path: Path, fact: str, other: str) -> None:
+    make.winrate(tmp_path, make.card("KD", 0), make.card("Start"), n=10)
+    record = make.winrate(tmp_path, make.card("KD", 1), make.card("Start"), n=10)
+    record.path.write_text(record.path.read_text().replace(fact, other))
+    assert len(tables.build(1, library(tmp_path), 50).columns) == 3, "two win rates and their average"
 
 
 def test_other_prompts_are_another_column(tmp_path: Path) -> None:

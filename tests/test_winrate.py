@@ -224,6 +224,7 @@ def test_the_bare_form_takes_the_newest_answers_and_their_own_references(tmp_pat
         assert main(command(tmp_path, server.url)) == 0
     record = judged(tmp_path)
     assert record.facts["candidate"]["name"] == "new" and record.facts["baseline"]["name"] == "prompts.jsonl"
+    assert record.facts["generation"] == {"candidate": {"temperature": 0.8}, "baseline": None}
     assert len(record.rows) == 3 and Path(record.options["candidate"]).name.startswith("answer-new")
 
 
