@@ -85,7 +85,7 @@ def _decode(
     written: list[list[int]] = [[] for _ in ids]
     results: dict[int, Generation] = {}
     active = list(range(len(ids)))
-    finished = _finisher(tokenizer, stop, max_new_tokens)
+    finished = _finisher(end_tokens(model, tokenizer), tokenizer, stop, max_new_tokens)
     cache = None
     position = (mask.cumsum(1) - 1).clamp(min=0)
     for step in range(max_new_tokens):
@@ -130,9 +130,18 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
     return order.gather(1, place.minimum(last))[:, 0]
 
 
-def _finisher(tokenizer: Any, stop: Sequence[str], max_new_tokens: int) -> Callable[[list[int]], Generation | None]:
-    ends = {tokenizer.eos_token_id}
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those the model was published with (Gemma-2 ends its turns with
+    another token than its texts).
+    """
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list | tuple) else [configured]
+    return frozenset(int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None)
 
+
+def _finisher(
+    ends: frozenset[int], tokenizer: Any, stop: Sequence[str], max_new_tokens: int
+) -> Callable[[list[int]], Generation | None]:
     def finished(tokens: list[int]) -> Generation | None:
         if tokens[-1] in ends:
             return Generation(tokenizer.decode(tokens, skip_special_tokens=True), tokens, "eos")

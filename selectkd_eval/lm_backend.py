@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from selectkd_eval.generate import Finish, Sampling, pick
+from selectkd_eval.generate import Finish, Sampling, end_tokens, pick
 from selectkd_eval.grading import Grader
 from selectkd_eval.pair import LoadedModel
 
@@ -141,7 +141,7 @@ class SeededHFLM(HFLM):
         kwargs.pop("do_sample", None)
         seeds = [self._seeds[text].popleft() for text in self._contexts]
         start = context.shape[1]
-        watch = _RowEnds(self.tokenizer, _end_ids(self), stop, start, len(seeds))
+        watch = _RowEnds(self.tokenizer, end_tokens(self.model, self.tokenizer), stop, start, len(seeds))
         draws = [_RowDraws(temperature, seeds, start, max_length - start)] if temperature > 0 else []
         with torch.inference_mode():
             # The draw is made by the processor, which leaves one possible token: greedy decoding then takes it.
@@ -180,7 +180,7 @@ class _RowDraws(LogitsProcessor):
 class _RowEnds(StoppingCriteria):
     """Ends each row by itself, at the end token or a stop string; `ends` holds (tokens, reason), None while running."""
 
-    def __init__(self, tokenizer: Any, end_ids: set[int], stop: Sequence[str], start: int, rows: int) -> None:
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int], stop: Sequence[str], start: int, rows: int) -> None:
         self.tokenizer, self.end_ids, self.start = tokenizer, end_ids, start
         self.stop = [word for word in stop if word]
         # A token holds at least one byte, so this many tokens hold every spelling of a stop string.
@@ -206,9 +206,3 @@ class _RowEnds(StoppingCriteria):
             if any(word in tail for word in self.stop):
                 return "stop"
         return None
-
-
-def _end_ids(lm: HFLM) -> set[int]:
-    configured = lm.model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return {int(token) for token in (*ids, lm.tokenizer.eos_token_id) if token is not None}

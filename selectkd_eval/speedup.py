@@ -28,6 +28,7 @@ from tqdm import tqdm
 from selectkd_eval import environment, measures, pair, prompts, records
 from selectkd_eval.draft_verify import GREEDY, Decoded, Sampling, plain, speculative
 from selectkd_eval.errors import InputError
+from selectkd_eval.generate import end_tokens
 from selectkd_eval.stats import Estimate
 from selectkd_eval.verbs import SpeedupOptions
 
@@ -63,7 +64,7 @@ def run(options: SpeedupOptions) -> int | None:
     if not chosen.prompts:
         raise InputError(f"{options.prompts} with --limit {options.limit} leaves no prompt to decode: raise the limit")
     ids = {prompt.id: prompts.prompt_ids(both.teacher.tokenizer, prompt.text) for prompt in chosen.prompts}
-    ends = frozenset() if options.ignore_end else end_tokens(both.teacher)
+    ends = frozenset() if options.ignore_end else end_tokens(both.teacher.model, both.teacher.tokenizer)
     arms = Arms(both.teacher.model, both.student.model, both.vocabulary, ends)
     with records.open_record(
         "speedup",
@@ -116,13 +117,6 @@ def _gate(record: records.Writer, arms: Arms, ids: dict[str, list[int]], options
             outcome = "violation"
         record.write(key, prompt=prompt, outcome=outcome, gap_ulps=worst, length=length)
     return not measures.lossless_counts(record.done.values())["violation"]
-
-
-def end_tokens(target: pair.LoadedModel) -> frozenset[int]:
-    """Token ids that end the target's answer, by its generation settings and its tokenizer."""
-    configured = target.model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(token) for token in (*ids, target.tokenizer.eos_token_id) if token is not None)
 
 
 def answer_length(tokens: Sequence[int], ends: frozenset[int]) -> int:

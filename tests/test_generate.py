@@ -66,3 +66,16 @@ def test_picks_stay_inside_the_nucleus_and_top_k(u: float, top_k: int, top_p: fl
     assert ranked.index(token) < top_k
     before = float(p[: ranked.index(token)].sum() / p[:top_k].sum())
     assert before < top_p + 1e-6
+
+
+def test_an_answer_also_ends_at_the_tokens_the_model_was_published_with(teacher: LoadedModel) -> None:
+    whole = generate(teacher.model, teacher.tokenizer, ["Say 1 :"], max_new_tokens=12)[0]
+    turn_end = whole.tokens[5]
+    assert turn_end != teacher.tokenizer.eos_token_id
+    before = teacher.model.generation_config.eos_token_id
+    teacher.model.generation_config.eos_token_id = [before, turn_end]
+    try:
+        ended = generate(teacher.model, teacher.tokenizer, ["Say 1 :"], max_new_tokens=12)[0]
+    finally:
+        teacher.model.generation_config.eos_token_id = before
+    assert (ended.finish, ended.tokens) == ("eos", whole.tokens[: whole.tokens.index(turn_end) + 1])
