@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -69,7 +70,7 @@ def load_model(name: str, device: str = "cpu", dtype: torch.dtype | None = torch
             model = peft.AutoPeftModelForCausalLM.from_pretrained(where, dtype=dtype).merge_and_unload()
         else:
             model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loadable(name, error) from None
     model.to(device).eval()
     return LoadedModel(model, tokenizer, card(name, model))
@@ -116,7 +117,7 @@ def locate(name: str) -> Path | str:
         return choose(name.removeprefix("embedded:"), shipped, "embedded model")
     if name.endswith(".jsonl"):
         where = Path(records.read(name, verb="train").facts["save"])
-        where = where if where.is_absolute() or where.exists() else Path(name).parent / where
+        where = Path(name).parent / where  # seen from the record; an absolute path stays as it is
         if not (where / "config.json").exists() and not (where / "adapter_config.json").exists():
             raise InputError(f"the student of {name} should lie in {where} but is not there: train it again")
         return where
@@ -156,8 +157,7 @@ def _head_width(model: Any) -> int:
 
 
 def _tokens_below(tokenizer: Any, width: int) -> dict[int, str]:
-    # Ids beyond the narrower head cannot be compared; ids that only one tokenizer names count as different
-    # only when the other tokenizer is long enough to name them.
+    # Ids beyond the narrower head are not compared; below it, an id that only one tokenizer names counts as different.
     return {index: token for token, index in tokenizer.get_vocab().items() if index < width}
 
 

@@ -128,7 +128,7 @@ def read_json_rows(path: Path) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         rows = _parse_json(text, f"{path}")
     else:
-        rows = [_parse_json(line, f"line {n} of {path}") for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [_parse_json(line, f"line {n} of {path}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise InputError(f"entry {number} of {path} is {type(row).__name__}, not a JSON object: one per prompt")
@@ -180,6 +180,6 @@ def encode_example(tokenizer: Any, prompt: str, answer: str, max_length: int) ->
     `max_length` are cut from the answer's end. Returns (ids, response), both of the same length.
     """
     before = prompt_ids(tokenizer, prompt)
-    after = tokenizer(completion_text(tokenizer, answer), add_special_tokens=False)["input_ids"]
+    after = tokenizer(completion_text(tokenizer, answer), add_special_tokens=False)["input_ids"] if answer else []
     ids = (before + list(after) + [tokenizer.eos_token_id])[:max_length]
     return ids, [position >= len(before) for position in range(len(ids))]

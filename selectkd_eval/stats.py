@@ -36,8 +36,8 @@ class Estimate:
     method: str
 
     def excludes(self, null: float) -> bool:
-        """Whether the interval leaves `null` out."""
-        return not self.low <= null <= self.high
+        """Whether the interval leaves `null` out; an interval that does not exist excludes nothing."""
+        return self.low > null or self.high < null
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit, e.g. percent."""

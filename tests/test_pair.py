@@ -11,7 +11,9 @@ from conftest import TinyPair, tiny_llama, tiny_tokenizer
 
 from selectkd_eval.environment import fingerprint_dir
 from selectkd_eval.errors import InputError
-from selectkd_eval.pair import TRAINING_CARD, load_model, load_pair, load_tokenizer
+from selectkd_eval.pair import TRAINING_CARD, load_model, load_pair, load_tokenizer, locate
+from selectkd_eval.records import open_record
+from selectkd_eval.verbs import TrainOptions
 
 
 def test_padded_heads_are_cut_to_the_common_vocabulary(tiny_pair: TinyPair, tmp_path: Path) -> None:
@@ -49,3 +51,24 @@ def test_a_model_that_is_not_there_is_one_sentence(name: str) -> None:
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no model \(no config.json\)"):
         load_model(str(tmp_path))
+
+
+def test_weights_that_were_cut_off_are_one_sentence(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_pair.student, copy)
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_model(str(copy))
+
+
+def test_a_train_record_names_the_student_beside_itself_wherever_one_stands(
+    tiny_pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        options = TrainOptions(out=tmp_path / place)
+        with open_record("train", options, inputs={}, facts={"save": "student"}) as record:
+            record.finish()
+        shutil.copytree(tiny_pair.student, tmp_path / place / "student")
+    monkeypatch.chdir(tmp_path / "here")
+    assert locate(f"../there/{record.path.name}").resolve() == (tmp_path / "there" / "student").resolve()

@@ -89,3 +89,17 @@ def test_the_embedded_sets_exist_and_do_not_overlap_with_the_test_set(name: str)
     assert len(found) >= 100
     if not name.endswith(":test"):
         assert not found & {prompt.id for prompt in load_prompts(name.split(":", maxsplit=1)[0]).prompts}
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    texts = ["line\u2028separator", "next\x85line", "paragraph\u2029separator"]
+    rows = [json.dumps({"prompt": text, "answer": "x"}, ensure_ascii=False) for text in texts]
+    path.write_bytes("\r\n".join(rows).encode())
+    assert [prompt.text for prompt in load_prompts(str(path)).prompts] == texts
+
+
+def test_an_empty_answer_is_its_end_token(tiny_pair: TinyPair) -> None:
+    tokenizer = load_tokenizer(str(tiny_pair.teacher))
+    ids, response = encode_example(tokenizer, "Say :", "", 64)
+    assert [i for i, r in zip(ids, response, strict=True) if r] == [tokenizer.eos_token_id]

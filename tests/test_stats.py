@@ -120,3 +120,8 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     num = np.random.default_rng(0).normal(size=50)
     one, again, other = (ratio(num, np.ones(50), seed=seed) for seed in (1, 1, 2))
     assert one == again != other
+
+
+def test_an_interval_that_does_not_exist_excludes_nothing() -> None:
+    assert not ratio([], []).excludes(0)
+    assert not paired_delta([], [], [], [])[0].excludes(0)
