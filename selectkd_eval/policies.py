@@ -2,8 +2,9 @@
 
 Two policies: the answers as they stand in the data (`dataset`), and answers written by the teacher
 (`teacher`). Prompts whose hash is in an evaluation set are dropped and counted (the paper: "de-duplication
-against our training sources by prompt hashing"), and so are those of the validation set. Near-duplicates are
-not looked for.
+against our training sources by prompt hashing"), from the training text and from the validation text, which
+chooses the student under early stopping; prompts of the validation set are dropped from the training text too.
+Near-duplicates are not looked for.
 
 It decides which text; it does not generate (that is the verb `answer`) and does not tokenise (`prompts`).
 """
@@ -66,6 +67,18 @@ def training_text(
         )
     facts = {"policy": policy, "answers_by": answers_by, "dropped_duplicates": sum(dropped.values())}
     return TrainingText(kept, kept.facts() | facts | {"dropped": dropped, "dropped_cut_answers": cut})
+
+
+def held_out_text(name: str, exclude: Sequence[str], limit: int | None) -> TrainingText:
+    """The validation text without the prompts of evaluation sets. Raises InputError when an answer is missing or
+    nothing is left.
+    """
+    found = load_prompts(name, limit)
+    kept, dropped = _drop_known(found, {other: load_prompts(other) for other in exclude})
+    if not kept.prompts or any(prompt.answer is None for prompt in kept.prompts):
+        wrong = "prompts without an answer" if kept.prompts else f"nothing outside the sets {', '.join(exclude)}"
+        raise InputError(f"the validation text {name} has {wrong}: give other prompts and answers, or --exclude less")
+    return TrainingText(kept, kept.facts() | {"dropped_duplicates": sum(dropped.values())})
 
 
 def _drop_known(found: PromptSet, known: dict[str, PromptSet]) -> tuple[PromptSet, dict[str, int]]:

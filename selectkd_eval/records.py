@@ -60,12 +60,22 @@ class Record:
 
 
 class Writer:
-    """An open record. `done` holds the finished rows of earlier runs of the same command, by key."""
+    """An open record. `done` holds the finished rows of earlier runs of the same command, by key; `facts` are those of
+    the run that began it.
+    """
 
-    def __init__(self, path: Path, file: BinaryIO, done: dict[str, dict[str, Any]], complete: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: BinaryIO,
+        done: dict[str, dict[str, Any]],
+        complete: bool,
+        facts: Mapping[str, Any],
+    ) -> None:
         self.path = path
         self.done = done
         self.complete = complete
+        self.facts = facts
         self._file = file
 
     def write(self, key: str, **row: Any) -> None:
@@ -164,7 +174,7 @@ def open_record(
 def _continue(path: Path, file: BinaryIO, header: dict[str, Any]) -> Writer:
     """The writer of an empty file, after its header, or of a file begun earlier with the same inputs."""
     if not (text := _whole_lines(file)):
-        writer = Writer(path, file, {}, complete=False)
+        writer = Writer(path, file, {}, complete=False, facts=header["facts"])
         writer._append(header)
         return writer
     record = _parse(path, text)
@@ -175,7 +185,7 @@ def _continue(path: Path, file: BinaryIO, header: dict[str, Any]) -> Writer:
                 f"{what} has changed since {path} was begun (sha256 {str(before)[:12]} then, {digest[:12]} now): "
                 f"restore it, or delete that record, or give another --out"
             )
-    return Writer(path, file, {row["key"]: row for row in record.good}, record.finished)
+    return Writer(path, file, {row["key"]: row for row in record.good}, record.finished, record.facts)
 
 
 def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = None) -> Record:

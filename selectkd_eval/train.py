@@ -30,7 +30,7 @@ from selectkd_eval.divergences import DIVERGENCES
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.loss import LossSpec
 from selectkd_eval.pair import TRAINING_CARD, LoadedModel
-from selectkd_eval.policies import TrainingText, training_text
+from selectkd_eval.policies import TrainingText, held_out_text, training_text
 from selectkd_eval.recipes import RECIPES, Recipe, method_labels
 from selectkd_eval.stress import corruption
 from selectkd_eval.trainer import Course, Example, Examples, SelectiveTrainer, collate
@@ -43,7 +43,7 @@ class Materials(NamedTuple):
     teacher: LoadedModel | None
     student: LoadedModel
     text: TrainingText
-    held_out: prompts.PromptSet
+    held_out: TrainingText
     spec: LossSpec
     steps: int
 
@@ -58,6 +58,9 @@ def run(options: TrainOptions) -> int | None:
     save = options.save or records.record_path("train", options).with_suffix("")
     card = _training_card(recipe, materials, options)
     with _open_record(materials, card, save, options) as record:
+        begun_in = (options.out / record.facts["save"]).resolve()
+        if begun_in != save.resolve():
+            raise InputError(f"{record.path} was begun with --save {begun_in}: give that again, or delete the record")
         student = save / TRAINING_CARD
         if record.complete and not student.exists():
             raise InputError(
@@ -112,20 +115,16 @@ def _gather(recipe: Recipe, spec: LossSpec, options: TrainOptions) -> Materials:
     if spec.needs_teacher:
         teacher = pair.load_model(options.teacher, device, torch.bfloat16 if options.bf16 else torch.float32)
         pair.common_vocabulary(teacher, student)
-    held_out = prompts.load_prompts(options.validation, options.limit)
-    if any(prompt.answer is None for prompt in held_out.prompts) or not held_out.prompts:
-        raise InputError(
-            f"the validation text {options.validation} has prompts without an answer: give prompt and answer"
-        )
+    held_out = held_out_text(options.validation, options.exclude, options.limit)
     text = training_text(
         recipe.policy,
         options.data,
         exclude=options.exclude,
-        held_out=held_out,
+        held_out=held_out.text,
         limit=options.limit,
         ask_teacher=partial(_ask_teacher, recipe, options),
     )
-    updates = math.ceil(len(text.text.prompts) / options.batch_size)
+    updates = math.ceil(len(text.text.prompts) / (options.batch_size * _world_size()))
     return Materials(teacher, student, text, held_out, spec, options.steps or math.ceil(options.epochs * updates))
 
 
@@ -133,6 +132,11 @@ def _ask_teacher(recipe: Recipe, options: TrainOptions) -> Path:
     """Have the teacher answer the prompts, by the verb `answer`: its record can be read, resumed and used
     again.
     """
+    if _world_size() > 1:
+        raise InputError(
+            f"several processes cannot write one answer record: let the teacher answer first (selectkd-eval answer "
+            f"--model {options.teacher} --prompts {options.data}) and give its record as --data"
+        )
     wanted = AnswerOptions(
         model=options.teacher,
         prompts=options.data,
@@ -186,11 +190,16 @@ def _open_record(materials: Materials, card: dict[str, Any], save: Path, options
     earlier = records.read(path, unfinished_ok=True) if path.exists() and path.stat().st_size else None
     nowhere = Path(os.devnull).open("wb")  # noqa: SIM115 - the Writer closes it
     done = {row["key"]: row for row in earlier.good} if earlier else {}
-    return records.Writer(path, nowhere, done, complete=bool(earlier and earlier.finished))
+    facts = earlier.facts if earlier else _facts(materials, card, save, options)
+    return records.Writer(path, nowhere, done, complete=bool(earlier and earlier.finished), facts=facts)
 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _inputs(materials: Materials) -> dict[str, str]:
@@ -198,7 +207,7 @@ def _inputs(materials: Materials) -> dict[str, str]:
     return teacher | {
         "student": materials.student.card.fingerprint,
         "data": materials.text.text.sha256,
-        "validation": materials.held_out.sha256,
+        "validation": materials.held_out.text.sha256,
     }
 
 
@@ -210,7 +219,7 @@ def _facts(materials: Materials, card: dict[str, Any], save: Path, options: Trai
         "teacher": materials.teacher.card.as_dict() if materials.teacher else None,
         "student": materials.student.card.as_dict(),
         "data": materials.text.facts,
-        "validation": materials.held_out.facts(),
+        "validation": materials.held_out.facts,
         "steps": materials.steps,
         # Seen from the record, so that both can be moved together.
         "save": os.path.relpath(save, options.out),
@@ -234,8 +243,8 @@ def _train(
         teacher=materials.teacher.model if materials.teacher else None,
         spec=materials.spec,
         record=record,
-        train_dataset=_examples(materials.text.text, tokenizer, options, options.teacher_noise),
-        eval_dataset=_examples(materials.held_out, tokenizer, options, 0.0),
+        train_dataset=_examples(materials.text.text, materials, options, options.teacher_noise),
+        eval_dataset=_examples(materials.held_out.text, materials, options, 0.0),
         data_collator=partial(collate, pad=tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=callbacks,
@@ -322,17 +331,20 @@ def _trainable(model: Any, options: TrainOptions) -> Any:
     )
 
 
-def _examples(text: prompts.PromptSet, tokenizer: Any, options: TrainOptions, noise: float) -> Examples:
-    """Tokenised text; prompts that leave no room for an answer are refused rather than trained on
-    silently.
+def _examples(text: prompts.PromptSet, materials: Materials, options: TrainOptions, noise: float) -> Examples:
+    """Tokenised text, no longer than either model allows; prompts that leave no room for an answer are refused
+    rather than trained on silently.
     """
+    tokenizer, models = materials.student.tokenizer, (materials.student, materials.teacher)
+    positions = [getattr(m.model.config, "max_position_embeddings", None) for m in models if m is not None]
+    longest = min([options.max_length, *filter(None, positions)])
     examples = []
     for prompt in text.prompts:
-        ids, response = prompts.encode_example(tokenizer, prompt.text, prompt.answer or "", options.max_length)
+        ids, response = prompts.encode_example(tokenizer, prompt.text, prompt.answer or "", longest)
         if not any(response[1:]):
             raise InputError(
-                f"the prompt {prompt.id} in {text.name} fills all of --max-length {options.max_length} tokens and "
-                "leaves no room for its answer: give a larger --max-length, or leave the prompt out"
+                f"prompt {prompt.id} of {text.name} fills all of {longest} tokens (--max-length, or what the models "
+                "allow) and leaves no room for its answer: raise --max-length, or leave the prompt out"
             )
         shifts = corruption(options.seed, prompt.id, len(ids), noise, len(tokenizer)) if noise else None
         examples.append(Example(ids, response, prompt.id, shifts))

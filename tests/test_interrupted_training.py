@@ -163,3 +163,10 @@ def test_space_is_reckoned_for_all_checkpoints_of_a_run_counted_in_epochs(
     every = dataclasses.replace(base, steps=0, keep_checkpoints=0)
     with pytest.raises(SetupError, match="free some space"):
         require_space(student, Path("nowhere"), 100, every)
+
+
+def test_another_place_for_a_student_that_was_begun_elsewhere_is_refused(base: TrainOptions, tmp_path: Path) -> None:
+    record, _ = train(base)
+    cut_back(record, to=4)
+    with pytest.raises(InputError, match="was begun with --save"):
+        train(base, save=tmp_path / "elsewhere")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyPair, tiny_llama
+from conftest import TinyPair, tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file
 from training import assert_same, six_updates, steps, train
 
@@ -27,8 +27,9 @@ from selectkd_eval.environment import fingerprint_dir
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.loss import NORMALISERS, LossSpec, selective_loss
 from selectkd_eval.prompts import encode_example
+from selectkd_eval.recipes import RECIPES
 from selectkd_eval.stress import corrupt, corruption
-from selectkd_eval.train import run
+from selectkd_eval.train import _gather, loss_spec, run
 from selectkd_eval.trainer import Example, collate
 from selectkd_eval.verbs import TrainOptions
 
@@ -81,6 +82,18 @@ def test_eight_forward_passes_of_one_equal_one_of_eight(base: TrainOptions, norm
     for a, b in zip(steps(whole), steps(cut), strict=True):
         for quantity in ("loss", "grad_norm", "tar", "bite", "alpha"):
             assert a[quantity] == pytest.approx(b[quantity], rel=1e-4), quantity
+    assert_same(weights, cut_weights, rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_and_smaller_update_of_an_epoch_is_cut_as_exactly(base: TrainOptions) -> None:
+    # 40 texts in updates of 12 are 3 of 12 and 1 of 4; in passes of 3 the last pass of the epoch holds one text.
+    common = {"normaliser": "selected_tokens", "steps": 5, "beta": 0.1, "batch_size": 12, "lr": 1e-3}
+    (whole, weights), (cut, cut_weights) = train(base, **common), train(base, accumulation=4, **common)
+    tokens = [row["tokens"] for row in steps(whole)]
+    assert tokens[3] < tokens[0] / 2
+    assert [row["tokens"] for row in steps(cut)] == tokens
+    for a, b in zip(steps(whole), steps(cut), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
     assert_same(weights, cut_weights, rtol=1e-3, atol=1e-4)
 
 
@@ -204,6 +217,45 @@ def test_padded_heads_train_and_other_tokenizers_are_refused(base: TrainOptions,
     tokenizer.save_pretrained(padded)
     record, _ = train(base, student=str(padded), steps=1)
     assert len(steps(record)) == 1
+    tokenizer = tiny_tokenizer(["completely different words here"])
+    other = tmp_path / "other"
+    tiny_llama(tokenizer).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(InputError, match="different tokenizers"):
+        train(base, student=str(other), steps=1)
+
+
+def test_text_longer_than_the_models_allow_is_cut(base: TrainOptions, tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"prompt": "Say :", "answer": "dog " * 700}) + "\n")
+    record, _ = train(base, data=str(data), steps=1)
+    before = len(encode_example(pair.load_tokenizer(base.student), "Say :", "", 64)[0]) - 1
+    assert steps(record)[0]["tokens"] == 512 - before
+
+
+def test_evaluation_prompts_are_in_neither_the_training_nor_the_validation_text(
+    base: TrainOptions, tmp_path: Path
+) -> None:
+    tests = tmp_path / "tests.jsonl"
+    lines = [*Path(base.data).read_text().splitlines()[:5], *Path(base.validation).read_text().splitlines()[:3]]
+    tests.write_text("".join(json.dumps({"question": json.loads(line)["prompt"]}) + "\n" for line in lines))
+    record, _ = train(base, exclude=(str(tests),), steps=1)
+    assert (record.facts["data"]["n"], record.facts["data"]["dropped"][str(tests)]) == (35, 5)
+    assert (record.facts["validation"]["n"], record.facts["validation"]["dropped_duplicates"]) == (5, 3)
+    with pytest.raises(InputError, match="nothing outside the sets"):
+        train(base, exclude=(base.validation,), steps=1)
+
+
+def test_an_epoch_is_as_many_updates_as_all_processes_together_need(
+    base: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dataclasses.replace(base, steps=0, epochs=1.0)
+    recipe = RECIPES["kd"]
+    assert _gather(recipe, loss_spec(recipe, options), options).steps == 5
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _gather(recipe, loss_spec(recipe, options), options).steps == 3
+    with pytest.raises(InputError, match="let the teacher answer first"):
+        run(dataclasses.replace(options, recipe="seqkd", verifier="none"))
 
 
 def test_the_first_response_token_and_the_end_token_are_trained(tiny_pair: TinyPair) -> None:
@@ -256,6 +308,7 @@ def test_a_noisy_teacher_is_harder_to_agree_with(base: TrainOptions) -> None:
         ({"divergence": "fkll"}, "did you mean 'fkl'"),
         ({"batch_size": 8, "accumulation": 3}, "cannot be cut"),
         ({"lr": 0.0}, "--lr above 0"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
         ({"teacher_noise": 1.5}, "share of positions"),
         ({"max_length": 4}, "no room for its answer"),
         ({"student": "nowhere/at/all"}, "no model directory"),
