@@ -121,14 +121,21 @@ def _first_of_each_method(planes: Sequence[Plane]) -> list[Plane]:
 
 
 def _typical_seed(planes: Sequence[Plane]) -> int:
-    """The direction seed whose rise at the edge, over all students, is nearest to the mean over seeds."""
+    """The direction seed whose rise at the edge, over all students, is nearest to the mean over seeds.
+
+    The edge is the farthest distance that was measured for every student under every seed.
+    """
     shared = sorted(set.intersection(*(set(plane.surfaces) for plane in planes)))
     if not shared:
         raise InputError(
             "these landscapes share no direction seed, so no picture shows all of them: "
             "measure them with the same --seed and --directions"
         )
-    edge = {seed: np.mean([plane.surfaces[seed].profile()[1][-1] for plane in planes]) for seed in shared}
+    rises = np.array([[plane.surfaces[seed].profile()[1] for plane in planes] for seed in shared])
+    known = np.flatnonzero(np.isfinite(rises).all(axis=(0, 1)))
+    if not len(known):
+        raise InputError("these landscapes lack the loss of a student itself, so no rise can be drawn: measure again")
+    edge = dict(zip(shared, rises[:, :, known[-1]].mean(axis=1), strict=True))
     middle = float(np.mean(list(edge.values())))
     return min(shared, key=lambda seed: (abs(float(edge[seed]) - middle), seed))
 
@@ -175,11 +182,12 @@ def _surface(axis: Any, surface: Surface, norm: LogNorm) -> None:
     axis.plot_wireframe(x, y, z, rcount=11, ccount=11, color="black", linewidth=0.25, alpha=0.35, zorder=3)
     axis.set_zlim(floor, high)
     axis.view_init(24, -58)
-    axis.set_box_aspect((1, 1, 0.85), zoom=1.12)
+    axis.set_box_aspect((1, 1, 0.85), zoom=1.2)
     for side in (axis.xaxis, axis.yaxis, axis.zaxis):
         side.set_pane_color((1, 1, 1, 1))
         side._axinfo["grid"].update(color="#e0e0e0", linewidth=0.4)  # mplot3d has no public setting for it
     axis.tick_params(pad=-3, labelsize=6)
+    axis.zaxis.set_tick_params(pad=-1)  # its labels stand beside the axis, not below it
     axis.locator_params(nbins=3)
     axis.set_zticks([low, high], [f"{low:.2g}", f"{high:.2g}"])
 
@@ -245,8 +253,9 @@ def _name(library: Library, plane: Plane) -> str:
 
 def _alt(library: Library, planes: Sequence[Plane], data: dict[str, Any]) -> str:
     parts = [
-        f"{name}: loss {number(facts['centre'], 3)} at the student, rising by {number(facts['rise'][-1], 3)} at "
-        f"distance {number(facts['radii'][-1], 2)}"
+        f"{name}: loss {number(facts['centre'], 3)} at the student, rising by {number(facts['rise'][last], 3)} at "
+        f"distance {number(facts['radii'][last], 2)}"
         for name, facts in data.items()
+        for last in [int(np.flatnonzero(np.isfinite(facts["rise"]))[-1])]
     ]
     return f"Loss surfaces and contours of {len(planes)} students on one scale. {'; '.join(parts)}."

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
 from selectkd_eval import measures
@@ -90,7 +92,8 @@ def _landscape(record: Record) -> Iterator[str]:
         for seed in sorted({row["seed"] for row in record.good if row["student"] == index}):
             surface = measures.surface(record.rows, index, seed)
             radii, rises = surface.profile()
-            at = f"rising by {number(rises[-1], 4)} at distance {number(radii[-1], 2)}"
+            last = int(np.flatnonzero(np.isfinite(rises))[-1]) if np.isfinite(rises).any() else 0
+            at = f"rising by {number(rises[last], 4)} at distance {number(radii[last], 2)}" if last else "no rise known"
             yield f"{card.get('name')}, directions {seed}: loss {number(surface.centre, 4)}, {at}"
 
 

@@ -152,11 +152,11 @@ def _summary(record: records.Writer, options: LandscapeOptions, students: Sequen
 
 
 def _rise(plane: measures.Surface, radius: float) -> float | None:
-    """The rise at a distance from the student; None where no point lies within half a step of the grid of it."""
+    """The rise at a distance from the student; None where no point lies within half a step of it, or one is missing."""
     distance, rise = plane.profile()
     nearest = int(np.abs(distance - radius).argmin())
     near = abs(distance[nearest] - radius) < (plane.a[1] - plane.a[0]) / 2 and distance[nearest] > 0
-    return float(rise[nearest]) if near else None
+    return float(rise[nearest]) if near and np.isfinite(rise[nearest]) else None
 
 
 def _same_shapes(students: Sequence[pair.LoadedModel]) -> None:

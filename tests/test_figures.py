@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,20 @@ def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) ->
     assert sorted(drawing.data) == ["mini-stories:validation alpha KD", "mini-stories:validation alpha KD + Spec-k"]
     assert [point[1] for point in drawing.data["mini-stories:validation alpha KD"]] == [10, 20], "seeds are pooled"
     style.close(drawing)
+
+
+def test_a_landscape_with_a_gap_is_drawn_as_far_as_it_is_known(tmp_path: Path) -> None:
+    record = make.landscape(tmp_path, [make.card("KD", 0), make.card("KD + Spec-k", 0)], grid=5)
+    lines = record.path.read_text().splitlines(keepends=True)
+    gap = next(i for i, line in enumerate(lines) if '"key":"0/1/4/2"' in line)
+    lines[gap] = re.sub(r'"loss_sum":[^,]+', '"error":"not finite"', lines[gap])
+    record.path.write_text("".join(lines))
+    drawing = draw("landscape", library(tmp_path), RESAMPLES)
+    style.encode(drawing, "png")
+    style.close(drawing)
+    assert "nan" not in drawing.alt
+    assert np.isfinite(drawing.data["profiles"]["KD"]["rise"]).tolist() == [True, True, False]
+    assert np.isfinite(drawing.data["profiles"]["KD + Spec-k"]["rise"]).all()
 
 
 def test_set_ups_that_were_only_trained_are_told_apart(tmp_path: Path) -> None:

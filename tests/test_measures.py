@@ -219,6 +219,20 @@ def test_profile_of_a_round_bowl_is_its_parabola(tmp_path: Path) -> None:
     assert np.all((rises - radii**2 >= -1e-12) & (rises - radii**2 < 0.002))
 
 
+def test_a_loss_that_is_not_finite_leaves_its_ring_without_a_rise(tmp_path: Path) -> None:
+    record = make.landscape(tmp_path, [make.card("KD", 0)], grid=5, directions=1)
+    # The whole edge a = radius: the axis must keep its length, or every distance would be another.
+    rows = [
+        {**{k: v for k, v in row.items() if k != "loss_sum"}, "error": "not finite"} if row["i"] == 4 else row
+        for row in record.rows
+    ]
+    found = measures.surface(rows, 0, 0)
+    assert found.a.tolist() == found.b.tolist() == [-0.5, -0.25, 0, 0.25, 0.5]
+    radii, rises = found.profile()
+    assert np.isfinite(radii).all()
+    assert np.isfinite(rises).tolist() == [True, True, False]
+
+
 def test_curves_are_sorted_by_step_and_skip_what_is_missing() -> None:
     rows = [
         {"event": "step", "step": 10, "loss": 1.0},
