@@ -11,11 +11,13 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import subprocess
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from selectkd_eval.errors import InputError, SetupError
 
@@ -60,6 +62,21 @@ def set_threads(threads: int) -> int:
     count = threads or (int(asked) if asked.isdigit() and int(asked) else min(2, available_cores()))
     torch.set_num_threads(count)
     return count
+
+
+def expect_hub() -> None:
+    """Tell the hub's client not to try where the hub's name does not resolve: it would for most of a minute.
+
+    What it has fetched before is still found. Behind a proxy only the proxy knows the name, so nothing is done there.
+    """
+    hub = require("huggingface_hub", "a model or data set from the hub", "train")
+    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    if hub.constants.HF_HUB_OFFLINE or any(os.environ.get(name) for name in proxies):
+        return
+    try:
+        socket.getaddrinfo(urlsplit(hub.constants.ENDPOINT).hostname, None)
+    except OSError:
+        hub.constants.HF_HUB_OFFLINE = True
 
 
 def available_cores() -> int:

@@ -20,11 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from selectkd_eval import records
-from selectkd_eval.environment import fingerprint_dir, require
+from selectkd_eval.environment import expect_hub, fingerprint_dir, require
 from selectkd_eval.errors import InputError, choose
 
 EMBEDDED = Path(__file__).parent / "demo" / "weights"
 TRAINING_CARD = "selectkd.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,13 @@ def load_model(name: str, device: str = "cpu", dtype: torch.dtype | None = torch
 
 def load_tokenizer(name: str) -> Any:
     """The model's tokenizer, with a padding token when it has none of its own."""
+    where = locate(name)
+    if isinstance(where, Path) and not any((where / file).exists() for file in TOKENIZER_FILES):
+        raise InputError(
+            f"the model directory {name} holds no tokenizer (no tokenizer.json): save the model's tokenizer there too"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(name))
+        tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError) as error:
         raise _not_loadable(name, error) from None
     if tokenizer.pad_token_id is None:
@@ -128,6 +134,7 @@ def locate(name: str) -> Path | str:
         return path
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise InputError(f"there is no model directory {name}: give a saved model's directory or a hub name")
+    expect_hub()
     return name
 
 
@@ -138,7 +145,7 @@ def card(name: str, model: Any) -> ModelCard:
     if isinstance(where, Path):
         fingerprint = fingerprint_dir(where)
         if (where / TRAINING_CARD).exists():
-            training = json.loads((where / TRAINING_CARD).read_text())
+            training = _training_card(where / TRAINING_CARD)
     else:
         fingerprint = f"hub:{getattr(model.config, '_commit_hash', None) or 'unknown revision'}"
     return ModelCard(
@@ -150,6 +157,16 @@ def card(name: str, model: Any) -> ModelCard:
         seed=training.get("seed"),
         training=training,
     )
+
+
+def _training_card(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}, which says how the student was trained, is damaged: train it again")
+    return found
 
 
 def _head_width(model: Any) -> int:

@@ -181,6 +181,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _from_hub(name: str, source: Source, split: str) -> list[dict[str, str]]:
+    environment.expect_hub()
     datasets = environment.require("datasets", f"the task {name}", "bench")
     assert source.hub is not None
     path, configuration = source.hub

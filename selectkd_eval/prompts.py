@@ -75,6 +75,8 @@ def load_prompts(name: str, limit: int | None = None) -> PromptSet:
     if not parts:
         raise InputError("the prompt set has no name: give a file, or one of " + ", ".join(EMBEDDED_SETS))
     found = [prompt for part in parts for prompt in _unique(_load_one(part), limit)]
+    if not found:
+        raise InputError(f"{name} holds no prompts: give a file with one per line, or a named set")
     return PromptSet(name, list(_unique(found, None)))
 
 
@@ -89,6 +91,8 @@ def _load_one(name: str) -> Iterable[Prompt]:
     path = Path(name)
     if path.is_file():
         return _from_file(path)
+    if path.is_dir():
+        raise InputError(f"{name} is a directory where a prompt file is needed: name a .jsonl or .json file in it")
     if path.suffix or "/" in name:
         raise InputError(f"there is no prompt file {name}: give a .jsonl or .json file, or a named set")
     choose(name, EMBEDDED_SETS, "prompt set")
@@ -102,7 +106,10 @@ def _from_file(path: Path) -> Iterator[Prompt]:
         return
     rows = read_json_rows(path)
     for number, row in enumerate(rows, start=1):
-        text = next((row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)), None)
+        texts = [row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)]
+        text = next((text for text in texts if text.strip()), None)
+        if texts and text is None:
+            raise InputError(f"the prompt of entry {number} of {path} is empty: write it or remove the entry")
         if text is None:
             raise InputError(
                 f"entry {number} of {path} has no prompt (looked for {', '.join(PROMPT_FIELDS)}; found "
@@ -139,9 +146,8 @@ def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where} is not valid JSON ({error.msg} at column {error.colno}): mend or remove it"
-        ) from None
+        what = error.msg.removesuffix(" at")
+        raise InputError(f"{where} is not valid JSON ({what} at column {error.colno}): mend or remove it") from None
 
 
 def _unique(prompts: Iterable[Prompt], limit: int | None) -> Iterator[Prompt]:

@@ -201,7 +201,7 @@ def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = No
         raise InputError(f"{path} is not a record: its bytes are not UTF-8 text; give a .jsonl record") from None
     record = _parse(path, text, torn_ok=unfinished_ok)
     if verb and record.verb != verb:
-        raise InputError(f"{path} is a {record.verb} record where a {verb} record is needed: give one of those")
+        raise InputError(f"{path} is the record of {record.verb}, and one of {verb} is needed: give such a record")
     if not record.finished and not unfinished_ok:
         raise InputError(
             f"{path} is unfinished ({len(record.rows)} rows, no end line): "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,32 @@ def test_a_model_that_is_not_there_is_one_sentence(name: str) -> None:
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no model \(no config.json\)"):
         load_model(str(tmp_path))
+
+
+def test_a_directory_without_a_tokenizer_is_named(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_pair.student, copy, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+    with pytest.raises(InputError, match=r"holds no tokenizer \(no tokenizer.json\)"):
+        load_model(str(copy))
+
+
+def test_a_damaged_training_card_is_one_sentence(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_pair.student, copy)
+    for content in ("{", "[]", "\0"):
+        (copy / TRAINING_CARD).write_text(content)
+        with pytest.raises(InputError, match="is damaged: train it again"):
+            load_model(str(copy))
+
+
+def test_without_a_network_a_hub_name_fails_at_once(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and "OFFLINE" not in name}
+    env |= {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "selectkd_eval", "answer", "--model", "nobody", "--limit", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("selectkd-eval: the model 'nobody' could not be loaded"), done.stderr
+    assert done.stderr.count("\n") == 1, "no line per attempt"
 
 
 def test_weights_that_were_cut_off_are_one_sentence(tiny_pair: TinyPair, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def test_an_answer_record_is_a_data_set(tmp_path: Path) -> None:
         (b'["a"]', "not a JSON object"),
         (b'{"reponse": "a"}', "has no prompt"),
         (b"\xff\xfe\x00", "as UTF-8 text"),
+        (b"", "holds no prompts"),
+        (b'{"prompt": " ", "answer": "b"}', "the prompt of entry 1 of .* is empty"),
+        (b'{"prompt": "a', "Unterminated string starting at column 12"),
     ],
 )
 def test_unreadable_files_are_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -81,6 +84,17 @@ def test_unreadable_files_are_one_sentence(tmp_path: Path, content: bytes, sente
     path.write_bytes(content)
     with pytest.raises(InputError, match=sentence):
         load_prompts(str(path))
+
+
+def test_an_empty_field_gives_way_to_one_with_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "", "instruction": "a"}))
+    assert [prompt.text for prompt in load_prompts(str(path)).prompts] == ["a"]
+
+
+def test_a_directory_is_not_a_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a directory where a prompt file is needed"):
+        load_prompts(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", [name for name in EMBEDDED_SETS if ":" in name])

@@ -168,7 +168,7 @@ def test_like_replays_options_but_not_where_or_how_fast(tmp_path: Path) -> None:
     again = replay(record.path, "passk", PasskOptions)
     assert (again.tasks, again.data, again.seeds) == (("gsm8k",), Path("tasks"), (1, 2))
     assert again.batch_size == PasskOptions().batch_size
-    with pytest.raises(InputError, match="is a passk record where a landscape record is needed"):
+    with pytest.raises(InputError, match="is the record of passk, and one of landscape is needed"):
         replay(record.path, "landscape", LandscapeOptions)
 
 
