@@ -1,0 +1,64 @@
+"""What the loop minimises and reports is the objective of `loss`, on the text, noise and order that options name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyPair
+from training import six_updates, steps, train
+
+from selectkd_eval import pair
+from selectkd_eval.divergences import tvd
+from selectkd_eval.prompts import encode_example, load_prompts
+from selectkd_eval.stress import corrupt, corruption
+from selectkd_eval.verbs import TrainOptions
+
+
+@pytest.fixture
+def base(tiny_pair: TinyPair, tmp_path: Path) -> TrainOptions:
+    return six_updates(tiny_pair, tmp_path)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_selected_tokens_divides_the_gradient_by_the_selected_weight(base: TrainOptions, accumulation: int) -> None:
+    common = {"k": 1, "beta": 0.1, "steps": 1, "accumulation": accumulation}
+    (by_all, _), (by_selected, _) = (
+        train(base, normaliser=normaliser, **common) for normaliser in ("valid_tokens", "selected_tokens")
+    )
+    [a], [b] = steps(by_all), steps(by_selected)
+    assert a["mean_weight"] < 0.9
+    assert b["grad_norm"] == pytest.approx(a["grad_norm"] / a["mean_weight"], rel=1e-4)
+    assert b["loss"] == pytest.approx(a["loss"] / a["mean_weight"], rel=1e-6)
+
+
+def test_validation_is_the_plain_divergence_whatever_the_gate(base: TrainOptions) -> None:
+    gated, _ = train(base, verifier="top-k", k=1, beta=0.0, steps=1)
+    plain, _ = train(base, verifier="none", steps=1)
+    before = [next(row for row in record.rows if row["key"] == "validation/0") for record in (gated, plain)]
+    assert before[0]["loss"] == before[1]["loss"]
+    assert before[0]["tar"] < 1
+    assert before[1]["tar"] == 1
+
+
+def test_the_seed_orders_the_text(base: TrainOptions) -> None:
+    first = [steps(train(base, steps=1, seed=seed)[0])[0]["loss"] for seed in (0, 1)]
+    assert first[0] != first[1]
+
+
+def test_noise_corrupts_the_teachers_word_on_the_token_it_is_drawn_for(base: TrainOptions) -> None:
+    record, _ = train(base, student=base.teacher, batch_size=40, steps=1, teacher_noise=0.3)
+    teacher = pair.load_model(base.teacher)
+    overlap: list[float] = []
+    for prompt in load_prompts(base.data).prompts:
+        ids, response = encode_example(teacher.tokenizer, prompt.text, prompt.answer or "", 512)
+        shifts = corruption(base.seed, prompt.id, len(ids), 0.3, len(teacher.tokenizer))
+        with torch.inference_mode():
+            logits = teacher.model(torch.tensor([ids])).logits
+        # The logits at t - 1 speak about token t.
+        noisy = corrupt(logits[:, :-1], torch.tensor([shifts[1:]]))
+        agreed = 1 - tvd(noisy.log_softmax(-1), logits[:, :-1].log_softmax(-1))[0]
+        overlap += agreed[torch.tensor(response[1:])].tolist()
+    assert steps(record)[0]["alpha"] == pytest.approx(sum(overlap) / len(overlap), abs=1e-5)
+    assert 0.5 < steps(record)[0]["alpha"] < 0.95
