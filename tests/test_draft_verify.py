@@ -72,7 +72,7 @@ def _next(model, ids) -> torch.Tensor:
 def test_counters_equal_those_of_decoding_without_a_cache(models, who):
     prompt, gamma, new = [2, 7, 1], 4, 30
     run = speculative(models["target"], models[who], prompt, gamma=gamma, new_tokens=new, vocabulary=V)
-    text, drafted, accepted = [int(_next(models["target"], prompt).argmax())], [], []
+    text, drafted, accepted, tested = [int(_next(models["target"], prompt).argmax())], [], [], 0
     while len(text) < new:
         count = min(gamma, new - len(text) - 1)
         draft: list[int] = []
@@ -81,10 +81,11 @@ def test_counters_equal_those_of_decoding_without_a_cache(models, who):
         kept = 0
         while kept < count and int(_next(models["target"], prompt + text + draft[:kept]).argmax()) == draft[kept]:
             kept += 1
+        tested += kept + (kept < count)  # the refused one was looked at, those behind it were not
         text += [*draft[:kept], int(_next(models["target"], prompt + text + draft[:kept]).argmax())]
         drafted.append(count)
         accepted.append(kept)
-    assert (run.tokens, run.drafted, run.accepted) == (text, drafted, accepted)
+    assert (run.tokens, run.drafted, run.accepted, run.tested) == (text, drafted, accepted, tested)
 
 
 def test_sampled_overlap_equals_that_of_decoding_without_a_cache(models):

@@ -173,6 +173,14 @@ def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) ->
     style.close(drawing)
 
 
+def test_tar_on_other_tokens_is_another_set(tmp_path: Path) -> None:
+    make.tar(tmp_path, [make.card("KD", 0)], [10], n=12)
+    other = make.tar(tmp_path, [make.card("KD", 1)], [10], n=12)
+    # The same prompts, cut to another model's positions.
+    other.path.write_text(other.path.read_text().replace('"inputs":{', '"inputs":{"data":"cut",'))
+    assert len(tar_sets(library(tmp_path))) == 2
+
+
 def test_a_landscape_with_a_gap_is_drawn_as_far_as_it_is_known(tmp_path: Path) -> None:
     record = make.landscape(tmp_path, [make.card("KD", 0), make.card("KD + Spec-k", 0)], grid=5)
     lines = record.path.read_text().splitlines(keepends=True)

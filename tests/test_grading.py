@@ -45,6 +45,7 @@ PUBLISHED = {
         ("Answer: 3*4 = 12 balls, in 2 bags", "12"),
         ("A: 18\n", "18"),
         ("#### 3\nno, I was wrong\n#### 4", "4"),
+        ("#### none yet\nin 7 steps, the answer is 12", "12"),
         ("50% of them", "50"),
         ("3, 4 and 5.", "5"),
         ("I do not know.", None),

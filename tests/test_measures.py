@@ -115,7 +115,7 @@ def test_a_prompt_that_only_tied_keeps_methods_pairable() -> None:
 
 @pytest.mark.parametrize("rule", sorted(measures.TIES))
 def test_a_failed_comparison_is_in_no_sum_and_keeps_methods_pairable(rule: str) -> None:
-    failed = {**verdict("q", "failed"), "error": "no reply"}
+    failed = {"prompt": "q", "seed": 0, "order": "candidate-first", "error": "no reply"}
     a = measures.win_rate_terms([verdict("p", "candidate"), failed, verdict("r", "candidate")], rule)
     b = measures.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "baseline")], rule)
     assert a.den.tolist() == [1, 0, 1]

@@ -105,7 +105,9 @@ def test_marks_say_whether_a_difference_is_settled() -> None:
 def test_holm_is_over_the_whole_block() -> None:
     delta = estimate(5, 1)
     rows = [Row(str(i), (Cell(estimate(i), delta=delta, p=0.02),)) for i in range(3)]
-    assert [r.cells[0].p_holm for r in finish(small(*rows)).blocks[0].rows] == pytest.approx([0.06] * 3)
+    table = finish(small(*rows))
+    assert [r.cells[0].p_holm for r in table.blocks[0].rows] == pytest.approx([0.06] * 3)
+    assert r"\*" not in writers.markdown(table), "each alone would have held"
 
 
 def test_rounding_to_nothing_has_no_sign() -> None:
@@ -216,9 +218,10 @@ def test_a_checkpoint_is_not_its_final_student_and_its_gate_is_held_against_the_
     [
         ('"kind":"likelihood"', '"kind":"likelihood","tie_band":0.5'),
         ('"kind":"likelihood"', '"kind":"likelihood","model":{"fingerprint":"other"}'),
+        (make.digest("stories"), make.digest("other stories")),
         ('"judge":{', '"generation":{"candidate":{"temperature":0.8}},"judge":{'),
     ],
-    ids=["another tie band", "another judge's weights", "another decoding"],
+    ids=["another tie band", "another judge's weights", "other prompts", "another decoding"],
 )
 def test_another_judge_or_decoding_is_another_column(tmp_path: Path, fact: str, other: str) -> None:
     make.winrate(tmp_path, make.card("KD", 0), make.card("Start"), n=10)

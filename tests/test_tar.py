@@ -55,19 +55,21 @@ def test_sums_follow_the_definitions_position_by_position(tiny_pair, tmp_path):
         ids, response = prompts.encode_example(p.tokenizer, prompt.text, prompt.answer, 100)
         log_p = p.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         log_q = q.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        greedy = spec = kl = likelihood = 0.0
+        greedy = spec = overlap = kl = likelihood = 0.0
         for t in range(1, len(ids)):
             if not response[t]:
                 continue
             a, b = log_p[t - 1], log_q[t - 1]
             greedy += float(int(b.argmax()) in a.topk(5).indices.tolist())
             spec += 1 - float(0.5 * (a.exp() - b.exp()).abs().sum()) ** 5
+            overlap += float(torch.minimum(a.exp(), b.exp()).sum())
             kl += float((a.exp() * (a - b)).sum())
             likelihood -= float(b[ids[t]])
         row = rows[f"0/{prompt.id}"]
         assert row["n_tokens"] == sum(response)
         assert row["greedy"] == greedy
         assert row["spec"] == pytest.approx(spec, abs=1e-4)
+        assert row["alpha"] == pytest.approx(overlap, abs=1e-4)
         assert row["fkl"] == pytest.approx(kl, abs=1e-4)
         assert row["nll"] == pytest.approx(likelihood, abs=1e-3)
         assert row["greedy1"] <= row["greedy"] and row["alpha"] <= row["spec"]

@@ -55,6 +55,12 @@ def test_any_reply_gives_a_word_and_swapping_sides_mirrors_it(text: str, finish:
     assert one in WORDS and two == mirror.get(one, one)
 
 
+@pytest.mark.parametrize(("label", "first", "second"), [("A", "candidate", "baseline"), ("B", "baseline", "candidate")])
+def test_a_label_names_a_position_and_not_a_side(label: str, first: str, second: str) -> None:
+    assert read(f"[[{label}]]", "stop", LABELS, "candidate-first").word == first
+    assert read(f"[[{label}]]", "stop", LABELS, "baseline-first").word == second
+
+
 @given(st.text(max_size=40))
 def test_what_is_thought_does_not_count(thought: str) -> None:
     assert read(f"<think>{thought}</think>[[B]]", "stop", LABELS, "candidate-first").word == "baseline"
