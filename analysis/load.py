@@ -41,9 +41,7 @@ _SETTINGS = (
     "steps",
     "step",  # a checkpoint on the way; the final student has none
     "lr",
-    "batch_size",
-    "accumulation",
-    "epochs",
+    "batch",  # sequences per update
     "schedule",
     "warmup",
     "lora_rank",

@@ -155,6 +155,10 @@ def _ask_teacher(recipe: Recipe, options: TrainOptions) -> Path:
     return records.record_path("answer", wanted)
 
 
+# Students that differ in one of these are different set-ups, whatever their seeds.
+_OPTIMISER = ("lr", "schedule", "warmup", "max_length", "lora_rank")
+
+
 def _training_card(recipe: Recipe, materials: Materials, options: TrainOptions) -> dict[str, Any]:
     """What the student's directory says about how it was made; tables group by it."""
     spec = materials.spec
@@ -174,6 +178,8 @@ def _training_card(recipe: Recipe, materials: Materials, options: TrainOptions) 
         "teacher_noise": options.teacher_noise,
         "seed": options.seed,
         "steps": materials.steps,
+        "batch": options.batch_size * options.accumulation,
+        **{name: getattr(options, name) for name in _OPTIMISER},
         "teacher": materials.teacher.card.fingerprint if materials.teacher else None,
         "start": materials.student.card.fingerprint,
         "data": materials.text.text.sha256,

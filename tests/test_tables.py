@@ -176,6 +176,13 @@ def test_two_set_ups_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert labels == ["KD + Top-k (k=3)", "KD + Top-k (k=5)"]
 
 
+def test_seeds_trained_at_other_learning_rates_are_not_pooled(tmp_path: Path) -> None:
+    for seed, lr in ((0, 1e-3), (1, 1e-4)):
+        make.passk(tmp_path, make.card("KD", seed, lr=lr), n=10)
+    labels = [r.label for r in tables.build(2, library(tmp_path), 50).blocks[0].rows]
+    assert labels == ["KD (lr=0.0001)", "KD (lr=0.001)"]
+
+
 def test_two_students_of_one_seed_are_not_pooled(tmp_path: Path) -> None:
     one = make.card("KD", 0)
     make.passk(tmp_path, one | {"name": "first"}, n=10)

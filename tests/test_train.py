@@ -55,6 +55,9 @@ def test_rows_card_and_student(base: TrainOptions, capsys: pytest.CaptureFixture
         assert row["tokens"] > 0
     student = pair.load_model(str(record.path))
     assert (student.card.method, student.card.base_method, student.card.seed) == ("KD + Top-k", "KD", 3)
+    # What makes it another set-up than a student trained otherwise, whatever the seeds.
+    assert student.card.training["lr"] == base.lr
+    assert student.card.training["batch"] == base.batch_size * base.accumulation
     assert not torch.equal(
         weights["model.norm.weight"], load_file(Path(base.student) / "model.safetensors")["model.norm.weight"]
     )
