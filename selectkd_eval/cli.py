@@ -6,9 +6,12 @@ are read, so `--help` never waits for torch, and no package imports another agai
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,22 +21,17 @@ from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.ranges import check
 from selectkd_eval.verbs import VERBS
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (2 for a request that cannot be carried out as given)."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(usage())
-            return 0
-        if argv[0] in ("-V", "--version"):
-            print(f"selectkd-eval {__version__}")
-            return 0
-        check_packages()
-        options = parse(argv)
-        check(options)
-        module, function = VERBS[argv[0]].function.split(":")
-        return getattr(importlib.import_module(module), function)(options) or 0
+        code = _run(argv)
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
+        return code
     except (InputError, SetupError) as error:
         print(f"selectkd-eval: {error}", file=sys.stderr)
         return 2
@@ -42,8 +40,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`): nothing is wrong, and Python must not complain at exit.
-        sys.stderr.close()
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        _drop_output()
+        what = error.filename or "the output"
+        print(f"selectkd-eval: no space left for {what}: free some and run the same command again", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"selectkd-eval {__version__}")
+        return 0
+    check_packages()
+    options = parse(argv)
+    check(options)
+    module, function = VERBS[argv[0]].function.split(":")
+    return int(getattr(importlib.import_module(module), function)(options) or 0)
+
+
+def _drop_output() -> None:
+    """Let what stdout could not write go nowhere: at exit Python would try again and fail again."""
+    with contextlib.suppress(OSError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def usage() -> str:

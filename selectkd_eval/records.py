@@ -9,6 +9,7 @@ no stored summaries: whoever prints a number computes it from the rows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -167,7 +168,9 @@ def open_record(
     try:
         return _continue(path, file, header)
     except BaseException:
-        file.close()
+        # On a full disk closing tries to write the header once more, and fails once more.
+        with contextlib.suppress(OSError):
+            file.close()
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,6 @@ from selectkd_eval.verbs import VERBS, AnswerOptions
 
 
 def run(*words: str, cwd: Path | None = None, path: str = "") -> subprocess.CompletedProcess[str]:
-    import os
-
     env = dict(os.environ) | ({"PYTHONPATH": path} if path else {})
     command = [sys.executable, "-m", "selectkd_eval", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=env)
@@ -96,6 +95,32 @@ def test_a_truncated_record_is_refused_by_what_builds_on_it(tmp_path: Path, caps
         assert "is truncated" in capsys.readouterr().err
     assert main(["show", str(record.path)]) == 0
     assert "unfinished" in capsys.readouterr().out
+
+
+def buffered(*words: str, stdout: int) -> subprocess.CompletedProcess[str]:
+    """A run whose output reaches `stdout` only at its end, as in a user's shell."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "selectkd_eval", *words]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=env)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "protocols"], ["train", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = buffered(*words, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_an_output_without_space_is_one_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = buffered("list", "protocols", stdout=full.fileno())
+    assert done.returncode == 2
+    assert done.stderr == "selectkd-eval: no space left for the output: free some and run the same command again\n"
 
 
 def test_another_package_called_judges_is_noticed(tmp_path: Path) -> None:

@@ -117,6 +117,26 @@ def test_not_a_number_is_stored_as_null(tmp_path: Path) -> None:
     assert canonical({"b": math.nan, "a": [math.inf, 1.5]}) == '{"a":[null,1.5],"b":null}'
 
 
+def test_no_space_for_the_first_line_is_one_sentence(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from selectkd_eval.errors import SetupError
+from selectkd_eval.records import open_record
+from selectkd_eval.verbs import AnswerOptions
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    open_record("answer", AnswerOptions(out=Path({str(tmp_path)!r})), inputs={{}}, facts={{}})
+except SetupError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("no space left while writing") and done.stdout.count("\n") == 1
+    with open_record("answer", AnswerOptions(out=tmp_path), inputs={}, facts={}) as record:
+        record.finish()
+    assert read(record.path).finished, "half a header is cut off and written again"
+
+
 def test_no_space_is_one_sentence_and_loses_no_row(tmp_path: Path) -> None:
     # A limit on the size of files stands for a full disk: the kernel refuses the write in the same way.
     code = f"""
