@@ -106,8 +106,7 @@ def paired_delta(
     a, b = _resampled_ratios(num, den, strata, resamples, seed)
     draws = a - b
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    side = min(float(np.mean(draws <= 0)), float(np.mean(draws >= 0)))
-    p = min(1.0, max(2 * side, 1 / (resamples + 1)))
+    p = _two_sided(draws)
     method = f"paired bootstrap over prompts, {resamples:,} resamples"
     return Estimate(float(values[0] - values[1]), float(low), float(high), num.shape[1], method), p
 
@@ -146,6 +145,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(order) - rank) * p[index]))
         adjusted[index] = running
     return [float(value) for value in adjusted]
+
+
+def _two_sided(draws: Floats) -> float:
+    """p of "no difference" from resampled differences; those without a denominator speak for neither side."""
+    kept = draws[np.isfinite(draws)]
+    side = min(float(np.mean(kept <= 0)), float(np.mean(kept >= 0)))
+    return min(1.0, max(2 * side, 1 / (len(draws) + 1)))
 
 
 def _pair(num: ArrayLike, den: ArrayLike) -> tuple[Floats, Floats]:
@@ -220,7 +226,6 @@ def mean_of_ratios(
         n += num.shape[1]
     value, sample = (values[0], draws[0]) if minus is None else (values[0] - values[1], draws[0] - draws[1])
     low, high = np.nanpercentile(sample, [2.5, 97.5])
-    side = min(float(np.mean(sample <= 0)), float(np.mean(sample >= 0)))
-    p = float("nan") if minus is None else min(1.0, max(2 * side, 1 / (resamples + 1)))
+    p = float("nan") if minus is None else _two_sided(sample)
     method = f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
     return Estimate(float(value), float(low), float(high), n, method), p

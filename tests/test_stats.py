@@ -125,3 +125,12 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 def test_an_interval_that_does_not_exist_excludes_nothing() -> None:
     assert not ratio([], []).excludes(0)
     assert not paired_delta([], [], [], [])[0].excludes(0)
+
+
+def test_resamples_without_a_denominator_do_not_make_a_difference_surer() -> None:
+    # Two decided prompts of 40, one for each side: nothing is known, and most resamples lack one of them.
+    num_a, num_b, den = np.zeros(40), np.zeros(40), np.zeros(40)
+    den[:2], num_a[0], num_b[1] = 1, 1, 1
+    found, p = paired_delta(num_a, den, num_b, den, resamples=4_000)
+    assert found.value == 0
+    assert p > 0.9
