@@ -9,12 +9,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 
+from analysis import speed
 from analysis.acceptance import tar_sets
 from analysis.findings import differences
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.table_ir import number
-from selectkd_eval import measures
 from selectkd_eval.stats import Estimate
 
 _WIDTH = 100  # characters of a line
@@ -29,7 +29,7 @@ def one_screen(library: Library, resamples: int) -> str:
         table.append([library.label(method), *(cells.get(method, "–") for cells in columns.values())])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    lines += [f"[ ] 95 % intervals over prompts. {note}" for note in _notes(library)] + [""]
+    lines += [*_notes(library, resamples), ""]
     for sentence in differences(library, resamples):
         lines += textwrap.wrap(f"- {sentence}", _WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
@@ -54,19 +54,24 @@ def _columns(library: Library, resamples: int) -> Iterator[tuple[str, Mapping[Me
 
 
 def _speeds(library: Library, resamples: int) -> Iterator[tuple[Method, str]]:
-    """The best draft length of every draft whose text was unchanged."""
-    for record in library.of("speedup"):
-        arms = {arm: measures.speedup(record.rows, arm) for arm in measures.speedup_arms(record.rows)}
-        if arms and not measures.lossless_counts(record.rows)["violation"]:
-            best = max(arms, key=lambda arm: (arms[arm].value, arm))
-            cell = f"×{_cell(arms[best].estimate(resamples), 2)} γ={best.removeprefix('gamma')}"
-            yield library.method(record.facts["draft"]), cell
+    """The best draft length of every draft whose text was unchanged; a clock in doubt is marked with ?."""
+    for chosen in speed.speed_sets(library):
+        for method, found in chosen.drafts.items():
+            arms = {arm: speed.speedup(found, arm) for arm in chosen.arms}
+            arms = {arm: terms for arm, terms in arms.items() if terms.den.sum()}
+            if arms and not speed.changed(found):
+                best = max(arms, key=lambda arm: (arms[arm].value, arm))
+                mark = "?" if speed.doubt(found, resamples) else ""
+                yield method, f"×{_cell(arms[best].estimate(resamples), 2)} γ={speed.length(best)}{mark}"
 
 
-def _notes(library: Library) -> Iterator[str]:
+def _notes(library: Library, resamples: int) -> Iterator[str]:
     cards = [record.facts.get("judge") or {} for record in library.of("winrate")]
     judges = sorted({str(card.get("name")) for card in cards if card.get("kind") == "likelihood"})
-    yield f"Judge: {', '.join(judges)}, {LIKELIHOOD_NOTE}." if judges else ""
+    judged = f" Judge: {', '.join(judges)}, {LIKELIHOOD_NOTE}." if judges else ""
+    yield f"[ ] 95 % intervals over prompts.{judged}"
+    if any(speed.doubt(found, resamples) for chosen in speed.speed_sets(library) for found in chosen.drafts.values()):
+        yield "? plain decoding timed twice differs from itself: not settled; time it again on an idle machine"
 
 
 def _cell(estimate: Estimate, digits: int) -> str:

@@ -274,7 +274,7 @@ class Plan:
                 target=self.model("teacher"),
                 draft=draft,
                 gamma=(3, 5) if slug == "draft" else (3,),
-                limit=3 if self.quick else (20 if slug == "draft" else 10),
+                limit=3 if self.quick else 16,
                 repetitions=3,
                 threads=1,
             )
