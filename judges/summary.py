@@ -31,7 +31,8 @@ def lines(record: Record) -> list[str]:
         "  verdicts     {candidate} won, {baseline} lost, {tie} tied, {unreadable} unreadable, {failed} failed".format(
             **counts
         ),
-        f"  denominator  {terms.den.sum():g} counted, from {len(record.rows)} judgements on {estimate.n} prompts",
+        f"  denominator  {terms.den.sum():g} counted on {estimate.n} prompts, from {len(record.rows)} judgements on "
+        f"{len({row['prompt'] for row in record.rows})} prompts",
     ]
     if repeated := facts["baseline"].get("repeated_prompts"):
         out.append(f"  repeated     {repeated} entries of the baseline repeat a prompt: its first answer is judged")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -102,6 +103,17 @@ def write_card(directory: Path, card: dict[str, Any]) -> None:
     unfinished = directory / f"{TRAINING_CARD}.part"
     unfinished.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
     unfinished.replace(directory / TRAINING_CARD)
+
+
+def require_writable(save: Path) -> None:
+    """Make the student's directory, or refuse before a record is begun that names it."""
+    try:
+        save.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(save, os.W_OK) else "it is not writable"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise InputError(f"cannot save the student in {save}: {reason}; give another --save")
 
 
 def require_space(model: Any, save: Path, steps: int, options: TrainOptions) -> None:

@@ -219,6 +219,10 @@ def read_all(directory: str | Path, verb: str | None = None) -> tuple[list[Recor
     for path in sorted(Path(directory).rglob("*.jsonl")):
         if verb and not path.name.startswith(f"{verb}-"):
             continue
+        with path.open("rb") as file:
+            if not file.readline().endswith(b"\n"):  # killed, or out of space, before its header was there
+                unfinished.append(path)
+                continue
         record = read(path, unfinished_ok=True)
         if verb and record.verb != verb:
             continue
@@ -259,7 +263,9 @@ def _parse(path: Path, text: str, torn_ok: bool = True) -> Record:
                 f"line {number} of {path} is not a JSON object: the file is damaged; delete it or restore it"
             )
         parsed.append(row)
-    if not parsed or parsed[0].get("type") != "header":
+    if not parsed:
+        raise InputError(f"{path} ends before its header does: run its command again, or delete it")
+    if parsed[0].get("type") != "header":
         raise InputError(f"{path} has no header line, so it is no record of this program: give one that is")
     header = parsed[0]
     if header.get("schema") != SCHEMA:

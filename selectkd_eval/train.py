@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging as hf_logging
 
 from selectkd_eval import environment, pair, prompts, records
-from selectkd_eval.checkpoints import find_resume, require_space, saving, write_card
+from selectkd_eval.checkpoints import find_resume, require_space, require_writable, saving, write_card
 from selectkd_eval.divergences import DIVERGENCES
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.loss import LossSpec
@@ -53,6 +53,8 @@ def run(options: TrainOptions) -> int | None:
     recipe = choose(options.recipe, RECIPES, "recipe")
     spec = loss_spec(recipe, options)
     _check(options)
+    if options.save:
+        require_writable(options.save)
     environment.set_threads(options.threads)
     materials = _gather(recipe, spec, options)
     save = options.save or records.record_path("train", options).with_suffix("")

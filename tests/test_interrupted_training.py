@@ -165,6 +165,13 @@ def test_space_is_reckoned_for_all_checkpoints_of_a_run_counted_in_epochs(
         require_space(student, Path("nowhere"), 100, every)
 
 
+def test_a_place_where_no_student_can_be_saved_is_refused_before_the_record(base: TrainOptions, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot save the student in .*file: File exists; give another --save"):
+        train(base, save=tmp_path / "file")
+    assert not list(base.out.rglob("*.jsonl"))
+
+
 def test_another_place_for_a_student_that_was_begun_elsewhere_is_refused(base: TrainOptions, tmp_path: Path) -> None:
     record, _ = train(base)
     cut_back(record, to=4)

@@ -117,6 +117,18 @@ def test_not_a_number_is_stored_as_null(tmp_path: Path) -> None:
     assert canonical({"b": math.nan, "a": [math.inf, 1.5]}) == '{"a":[null,1.5],"b":null}'
 
 
+@pytest.mark.parametrize("content", ["", '{"type":"hea'])
+def test_a_run_killed_before_its_header_does_not_stop_the_reading_of_others(tmp_path: Path, content: str) -> None:
+    with open_record("answer", AnswerOptions(out=tmp_path), inputs={}, facts={}) as record:
+        record.finish()
+    killed = tmp_path / "tar-0123456789.jsonl"
+    killed.write_text(content)
+    finished, unfinished = read_all(tmp_path)
+    assert ([found.path for found in finished], unfinished) == ([record.path], [killed])
+    with pytest.raises(InputError, match="run its command again"):
+        read(killed)
+
+
 def test_no_space_for_the_first_line_is_one_sentence(tmp_path: Path) -> None:
     code = f"""
 import resource

@@ -246,7 +246,7 @@ def test_answers_that_changed_are_not_mixed_into_an_old_record(
         (["--judge", "replay:"], "names no file"),
         (["--judge", "likelihood:"], "names no model"),
         (["--judge", "x", "--protocol", "selectk"], "did you mean 'selectkd'"),
-        (["--judge", "x", "--concurrency", "0"], "give 1 or more"),
+        (["--judge", "x", "--concurrency", "0"], "--concurrency must be at least 1"),
         (["--judge", "x", "--base-url", "nowhere"], "is no address"),
     ],
 )
@@ -256,6 +256,16 @@ def test_wrong_options_are_one_sentence(
     assert main(["winrate", "--out", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def test_the_denominator_tells_judged_prompts_from_decided_ones(
+    tiny_pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = answer_record(tmp_path, "mine", {"a": ["the red dog"], "b": ["same"], "c": ["same"]})
+    theirs = answer_record(tmp_path, "theirs", {"a": ["ball sees"], "b": ["same"], "c": ["same"]})
+    words = ["winrate", "--candidate", str(mine), "--baseline", str(theirs), "--tie-band", "0"]
+    assert main([*words, "--judge", f"likelihood:{tiny_pair.teacher}", "--out", str(tmp_path)]) == 0
+    assert "1 counted on 1 prompts, from 3 judgements on 3 prompts" in capsys.readouterr().out
 
 
 def test_the_likelihood_judge_follows_the_models_own_numbers(
