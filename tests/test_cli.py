@@ -123,6 +123,16 @@ def test_an_output_without_space_is_one_sentence() -> None:
     assert done.stderr == "selectkd-eval: no space left for the output: free some and run the same command again\n"
 
 
+def test_a_demo_in_a_place_that_is_no_directory_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == (
+        f"selectkd-eval: cannot write into {tmp_path / 'file'}: File exists; give a writable --out\n"
+    )
+
+
 def test_another_package_called_judges_is_noticed(tmp_path: Path) -> None:
     foreign = tmp_path / "judges"
     foreign.mkdir()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from selectkd_eval.cli import main
 from selectkd_eval.demo.plan import Job, Plan, Stage
 from selectkd_eval.environment import available_cores
-from selectkd_eval.errors import SetupError
+from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.verbs import DemoOptions
 
 
@@ -30,7 +30,10 @@ def run(options: DemoOptions) -> int:
     """Run everything; the exit code is the report's, and a command that fails ends the demo with its log's end."""
     started = time.monotonic()
     plan = Plan(options)
-    plan.root.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write into {plan.root}: {error.strerror}; give a writable --out") from None
     if plan.weights:
         from selectkd_eval.demo.build import build
 
