@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from analysis import writers
 from analysis.figures import FIGURES, draw
+from analysis.files import put
 from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
 from analysis.style import close, encode
@@ -86,14 +87,9 @@ class Picture(NamedTuple):
 def run(options: ReportOptions) -> int | None:
     """Write the page; print what it comes to on one screen, and its path."""
     records = library(options.records)
-    text = page(records, options.title, options.resamples)
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {options.out}: {error.strerror}; give a writable --out") from None
+    put(options.out, page(records, options.title, options.resamples))
     print(one_screen(records, options.resamples))
-    print(f"\nreport: {options.out}")
+    print(f"report: {options.out}")
     return None
 
 

@@ -20,8 +20,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.files import put
 from analysis.load import Method
-from selectkd_eval.errors import InputError
 from selectkd_eval.records import canonical
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches
@@ -149,20 +149,10 @@ def encode(drawing: Drawing, form: str, dpi: int = 300) -> bytes:
 
 def save(drawing: Drawing, out: Path) -> list[Path]:
     """The figure as PNG, SVG and PDF, and what was drawn as JSON."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for form in FORMATS:
-            path = out / f"{drawing.name}.{form}"
-            path.write_bytes(encode(drawing, form))
-            paths.append(path)
-        content = {"caption": drawing.caption, "alt": drawing.alt, "data": drawing.data}
-        path = out / f"{drawing.name}.json"
-        text = json.dumps(json.loads(canonical(content)), indent=1, sort_keys=True, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        return [*paths, path]
-    except OSError as error:
-        raise InputError(f"cannot write the figure into {out}: {error.strerror}; give a writable --out") from None
+    content = {"caption": drawing.caption, "alt": drawing.alt, "data": drawing.data}
+    text = json.dumps(json.loads(canonical(content)), indent=1, sort_keys=True, ensure_ascii=False)
+    paths = [put(out / f"{drawing.name}.{form}", encode(drawing, form)) for form in FORMATS]
+    return [*paths, put(out / f"{drawing.name}.json", text + "\n")]
 
 
 def close(drawing: Drawing) -> None:

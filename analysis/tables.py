@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from analysis import writers
+from analysis.files import put
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method, library
 from analysis.speed_table import speed_table
@@ -39,16 +40,8 @@ def run(options: TableOptions) -> int | None:
 
 def write(table: Table, out: Path) -> list[Path]:
     """The .md, .tex and .json of a table."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for suffix, writer in ((".md", writers.markdown), (".tex", writers.latex), (".json", writers.twin)):
-            path = out / f"{table.name}{suffix}"
-            path.write_text(writer(table), encoding="utf-8")
-            paths.append(path)
-    except OSError as error:
-        raise InputError(f"cannot write the table into {out}: {error.strerror}; give a writable --out") from None
-    return paths
+    kinds = ((".md", writers.markdown), (".tex", writers.latex), (".json", writers.twin))
+    return [put(out / f"{table.name}{suffix}", writer(table)) for suffix, writer in kinds]
 
 
 def build(number: int, records: Library, resamples: int) -> Table:
