@@ -98,8 +98,7 @@ def paired_delta(
     All four arrays are (N,), entry i of each belonging to the same prompt. The p-value is twice the smaller share
     of resampled differences on one side of 0, and at least 1 / (resamples + 1).
     """
-    num = np.stack([_pair(num_a, den_a)[0], _pair(num_b, den_b)[0]])
-    den = np.stack([_pair(num_a, den_a)[1], _pair(num_b, den_b)[1]])
+    num, den = np.stack([_pair(num_a, den_a), _pair(num_b, den_b)], axis=1)
     if num.shape[1] == 0 or not den.sum(axis=1).all():
         return Estimate(float("nan"), float("nan"), float("nan"), num.shape[1], "no data"), float("nan")
     values = num.sum(axis=1) / den.sum(axis=1)
@@ -109,26 +108,6 @@ def paired_delta(
     p = _two_sided(draws)
     method = f"paired bootstrap over prompts, {resamples:,} resamples"
     return Estimate(float(values[0] - values[1]), float(low), float(high), num.shape[1], method), p
-
-
-def ratio_of_ratios(
-    num_a: ArrayLike,
-    den_a: ArrayLike,
-    num_b: ArrayLike,
-    den_b: ArrayLike,
-    *,
-    strata: ArrayLike | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """(sum a / sum a') / (sum b / sum b') on the same prompts: how much faster one draft is than another."""
-    num = np.stack([_pair(num_a, den_a)[0], _pair(num_b, den_b)[0]])
-    den = np.stack([_pair(num_a, den_a)[1], _pair(num_b, den_b)[1]])
-    values = num.sum(axis=1) / den.sum(axis=1)
-    a, b = _resampled_ratios(num, den, strata, resamples, seed)
-    low, high = np.nanpercentile(a / b, [2.5, 97.5])
-    method = f"paired bootstrap over prompts, {resamples:,} resamples"
-    return Estimate(float(values[0] / values[1]), float(low), float(high), num.shape[1], method)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

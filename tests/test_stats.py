@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from selectkd_eval.stats import holm, paired_delta, ratio, ratio_of_ratios, wilson
+from selectkd_eval.stats import holm, paired_delta, ratio, wilson
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -98,12 +98,6 @@ def test_pairing_removes_what_the_prompts_share() -> None:
     assert delta.high - delta.low < 0.03 and delta.excludes(0) and p < 0.001
     same, p_same = paired_delta(a, np.ones(400), a, np.ones(400))
     assert (same.value, same.low, same.high, p_same) == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_ratio_of_ratios_of_equal_drafts_is_exactly_one() -> None:
-    times, base = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 7.0])
-    estimate = ratio_of_ratios(base, times, base, times)
-    assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
