@@ -89,12 +89,6 @@ def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -
     return replace(found, n=int(np.count_nonzero((a.den > 0) | (b.den > 0)))), p
 
 
-def quotient(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
-    """a divided by b, paired by prompt: how much faster one draft is than another."""
-    _same_prompts(a, b)
-    return stats.ratio_of_ratios(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
-
-
 def _same_prompts(a: Terms, b: Terms) -> None:
     if a.prompts == b.prompts:
         return
