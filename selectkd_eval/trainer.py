@@ -83,6 +83,11 @@ class SelectiveTrainer(Trainer):
 
     def __init__(self, *, teacher: Any, spec: LossSpec, record: Writer, **arguments: Any) -> None:
         super().__init__(**arguments)
+        if self.is_deepspeed_enabled and spec.normaliser == "selected_tokens":
+            raise InputError(
+                "--normaliser selected_tokens scales the finished gradient, which DeepSpeed keeps out of reach: "
+                "use per_seq_mean or valid_tokens, or DDP or FSDP"
+            )
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
         self.spec = spec
         self.record = record
