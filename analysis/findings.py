@@ -136,13 +136,11 @@ def _speed_lines(library: Library, resamples: int) -> list[str]:
     for chosen in speed.speed_sets(library):
         parts = []
         for method, found in chosen.drafts.items():
-            name, arms = library.label(method), {arm: speed.speedup(found, arm) for arm in chosen.arms}
-            arms = {arm: terms for arm, terms in arms.items() if terms.den.sum()}
+            name, best = library.label(method), speed.best_arm(chosen, found)
             if count := speed.changed(found):
                 changed = f"changed the text on {count} prompts, so no speed-up is given"
                 lines.append(f"{name} as a draft for {chosen.target} {changed}.")
-            elif arms:
-                best = max(arms, key=lambda arm: (arms[arm].value, arm))
+            elif best:
                 parts.append(f"{name} {_speed(found, best, resamples)}")
         if parts:
             on = f"{chosen.target}, {', '.join(chosen.words[1:])}"

@@ -72,6 +72,12 @@ def speedup(found: list[Record], arm: str) -> Terms:
     return measures.pool([measures.speedup(record.rows, arm) for record in found])
 
 
+def best_arm(chosen: SpeedSet, found: list[Record]) -> str | None:
+    """The draft length with the largest speed-up of one draft; None when nothing was timed."""
+    values = {arm: terms.value for arm in chosen.arms if (terms := speedup(found, arm)).den.sum()}
+    return max(values, key=lambda arm: (values[arm], arm), default=None)
+
+
 def acceptance(found: list[Record], arm: str, name: str) -> Terms:
     """Acceptance of one draft, its training seeds pooled by prompt."""
     return measures.pool([measures.acceptance(record.rows, arm, name) for record in found])

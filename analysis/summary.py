@@ -57,12 +57,13 @@ def _speeds(library: Library, resamples: int) -> Iterator[tuple[Method, str]]:
     """The best draft length of every draft whose text was unchanged; a clock in doubt is marked with ?."""
     for chosen in speed.speed_sets(library):
         for method, found in chosen.drafts.items():
-            arms = {arm: speed.speedup(found, arm) for arm in chosen.arms}
-            arms = {arm: terms for arm, terms in arms.items() if terms.den.sum()}
-            if arms and not speed.changed(found):
-                best = max(arms, key=lambda arm: (arms[arm].value, arm))
+            best = speed.best_arm(chosen, found)
+            if best and not speed.changed(found):
                 mark = "?" if speed.doubt(found, resamples) else ""
-                yield method, f"×{_cell(arms[best].estimate(resamples), 2)} γ={speed.length(best)}{mark}"
+                yield (
+                    method,
+                    f"×{_cell(speed.speedup(found, best).estimate(resamples), 2)} γ={speed.length(best)}{mark}",
+                )
 
 
 def _notes(library: Library, resamples: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from selectkd_eval import records
@@ -184,11 +184,3 @@ def _not_loadable(name: str, error: Exception) -> InputError:
         f"the model {name!r} could not be loaded ({first}): give a saved model's directory, embedded:teacher, "
         f"embedded:student, or a hub name that this machine can reach"
     )
-
-
-def configuration(name: str) -> Any:
-    """A model's configuration without its weights."""
-    try:
-        return AutoConfig.from_pretrained(locate(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable(name, error) from None
