@@ -76,6 +76,7 @@ class LossSpec:
     selection: Selection = ""
     share: float = 1.0
     idts: float = 0.0
+    idts_median: Literal["all", "selected"] = "all"
     target: float = 1.0
 
     def __post_init__(self) -> None:
