@@ -20,7 +20,7 @@ T = TypeVar("T")
 RECORDS = Path("reports/records")
 
 VerifierName = Literal["none", "hellinger", "top-k", "spec-k"]
-Normaliser = Literal["per_seq_mean", "valid_tokens", "selected_tokens"]
+Normaliser = Literal["per_seq_mean", "valid_tokens", "selected_tokens", "class_mean"]
 
 
 def runtime(default: T) -> T:
@@ -61,25 +61,43 @@ class TrainOptions(ModelRun):
     student: str = "embedded:student"
     """Student q before training: a directory, a hub name, a train record, or embedded:student."""
     recipe: str = "kd"
-    """Where the text comes from and which divergence is minimised: see `selectkd-eval list recipes`."""
+    """Where the text comes from and what is minimised: see `selectkd-eval list recipes`."""
+    variant: str = ""
+    """A named deviation of the recipe, such as what its public code does: `list recipes --explain NAME`."""
+    set: tuple[str, ...] = ()
+    """The recipe's own constants, as NAME=VALUE: `list recipes --explain NAME` names them."""
     divergence: str | None = None
-    """Override the recipe's divergence: nll, fkl, rkl, skl, srkl, jsd, tvd."""
-    verifier: VerifierName = "none"
-    """Which tokens are worth learning from: none (plain), hellinger (Eq. 7), top-k (Eq. 9), spec-k (Eq. 12)."""
+    """Override the divergence of a recipe that has one: nll, fkl, rkl, skl, srkl, jsd, tvd ..."""
+    verifier: VerifierName | None = None
+    """Which tokens are worth learning from: none (plain), hellinger (Eq. 7), top-k (Eq. 9), spec-k (Eq. 12). By
+    default the recipe's, which is none for all but speckd."""
     k: int = 5
     """Proposals or ranks that the verifier looks at."""
-    beta: float = 0.01
-    """Weight of a rejected token; 0 masks it (SpecKD)."""
+    beta: float | None = None
+    """Weight of a rejected token; 0 masks it. By default 0.01 (the paper's), in speckd 0."""
     spec_sampled: bool = False
-    """Spec-k by k real draws per token, as printed, instead of their exact expectation 1 - TV^k."""
-    alpha: float = 0.1
-    """Skew of skl and srkl."""
-    beta_jsd: float = 0.5
-    """Mixing weight of jsd."""
+    """Spec-k by a draw per token, as printed, instead of its exact expectation 1 - TV^k."""
+    alpha: float | None = None
+    """Override the recipe's skew of skl and srkl (0.1)."""
+    beta_jsd: float | None = None
+    """Override the recipe's mixing weight of jsd."""
     temperature: float | None = None
     """Override the recipe's softmax temperature of both models in the divergence."""
     normaliser: Normaliser | None = None
-    """Override the recipe's: per_seq_mean (Algorithm 1), valid_tokens (whole update), selected_tokens (weight)."""
+    """Override the recipe's: per_seq_mean (Algorithm 1), valid_tokens (whole update), selected_tokens (weight),
+    class_mean (easy and hard tokens apart)."""
+    reference: str = ""
+    """AdaSPEC's third model, frozen: what the student would be after plain distillation. A model or a train record."""
+    student_text: tuple[str, ...] = ()
+    """Answer records of the student for distillm2, one per epoch, instead of writing them during training."""
+    generation_temperature: float | None = None
+    """Override the recipe's sampling temperature of text written for training."""
+    generation_top_p: float | None = None
+    """Override its nucleus."""
+    generation_max_new_tokens: int = 512
+    """Longest answer written for training, in tokens."""
+    generation_batch_size: int = runtime(64)
+    """Prompts decoded together."""
     data: str = "mini-gsm:labelled"
     """Training text: a JSONL file of prompt and answer, an answer record, a named set; several with commas."""
     validation: str = "mini-gsm:validation"
@@ -132,6 +150,16 @@ class TrainOptions(ModelRun):
     """Train in bfloat16 autocast."""
     gradient_checkpointing: bool = runtime(False)
     """Recompute activations in the backward pass: less memory, more time."""
+    teacher_cache: Path | None = runtime(None)
+    """Directory for the teacher's hidden states of fixed text: from the second epoch on no teacher forward."""
+    head: Literal["chunked", "full"] = runtime("chunked")
+    """How the loss meets the vocabulary: in chunks of tokens without ever holding all logits, or with them."""
+    chunk: int = runtime(0)
+    """Tokens per chunk; 0 chooses by the vocabulary."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = runtime("sdpa")
+    """Attention implementation of both models."""
+    pack: bool = runtime(False)
+    """Put the texts of a forward pass one after the other in one row instead of padding them (for flash attention)."""
 
 
 @dataclass(frozen=True, kw_only=True)
