@@ -1,8 +1,8 @@
-"""What is a named method made of? Recipe = policy x divergence x weighting, as data.
+"""What is a named method made of? Recipe = policy x terms x weighting, as data; this file resolves and explains names.
 
-A row says where the text comes from (policy), which divergence is minimised, how it is normalised and at
-which temperature. The weighting is not part of a row: the paper's "+Ours" is the same recipe plus `--verifier
-spec-k --k 5 --beta 0.01`, so every row goes with every verifier, and with every `--divergence`.
+The rows are in `recipe_table`. The weighting is not part of a row: the paper's "+Ours" is the same recipe plus
+`--verifier spec-k --k 5 --beta 0.01`, so every row goes with every verifier, and with every `--divergence` (SpecKD
+alone brings its own gate).
 
 The paper (section 5.1) defers its training settings to DistiLLM-2 (arXiv 2503.07067); what the two leave open
 is a default in `verbs.TrainOptions`, never a constant here. Standard library only: `list recipes` does not
@@ -11,91 +11,141 @@ wait for torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
-from selectkd_eval.errors import choose
+from selectkd_eval.errors import InputError, choose
+from selectkd_eval.objective import NORMALISERS, SELECTIONS, Term
+from selectkd_eval.recipe_row import POLICIES, Policy, Recipe, Variant
+from selectkd_eval.recipe_table import OUT, RECIPES
 
-Policy = Literal["dataset", "teacher"]
-
-POLICIES: dict[str, str] = {
-    "dataset": "the answers in --data (ground truth, or whatever an answer record holds)",
-    "teacher": "answers written by the teacher; taken from --data if that is an answer record, else generated first",
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One row. `label` is the method's name in tables, `source` where its definition stands."""
-
-    name: str
-    label: str
-    policy: Policy
-    divergence: str
-    source: str
-    note: str
-    normaliser: str = "per_seq_mean"
-    temperature: float = 1.0
-    generation_temperature: float = 0.8  # DistiLLM-2's sampling of training text
-    generation_top_p: float = 0.95
-
-
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "sft",
-            "SFT-control",
-            "dataset",
-            "nll",
-            "maximum likelihood",
-            "Training on the text without a teacher: the control that says how much of a gain is only more training.",
-        ),
-        Recipe(
-            "kd",
-            "KD",
-            "dataset",
-            "fkl",
-            "Hinton et al. 2015; paper Eqs. 1-2",
-            "Word-level distillation: the forward KL to the teacher at every response token, and no cross-entropy term "
-            "(DistiLLM's kd_ratio 1; MiniLLM's scripts mix half and half).",
-        ),
-        Recipe(
-            "seqkd",
-            "SeqKD",
-            "teacher",
-            "nll",
-            "Kim & Rush 2016, arXiv 1606.07947",
-            "Maximum likelihood on the teacher's own text, as DistiLLM-2 does. DistiLLM's scripts minimise "
-            "the full forward KL on that text instead: that is `--recipe seqkd --divergence fkl`.",
-        ),
-    )
-}
+__all__ = [
+    "OUT",
+    "POLICIES",
+    "RECIPES",
+    "VERIFIER_LABELS",
+    "Policy",
+    "Recipe",
+    "Variant",
+    "explain",
+    "method_labels",
+    "recipe",
+    "summary",
+]
 
 VERIFIER_LABELS: dict[str, str] = {"none": "", "hellinger": "Hellinger", "top-k": "Top-k", "spec-k": "Spec-k"}
 
 
-def explain(name: str) -> str:
-    """A recipe in a few lines: what it is first, then policy, loss, defaults and source. InputError for no
-    such name.
+def recipe(name: str, variant: str = "", changes: Mapping[str, float] | None = None) -> Recipe:
+    """The row of `name` with the variant's fields and then the given constants in place.
+
+    Raises InputError for a name that is not there (with the nearest one, or the reason why the method is out), for a
+    variant the recipe does not have, and for a constant that is not its own.
     """
-    recipe = choose(name, RECIPES, "recipe")
-    return "\n".join(
-        (
-            f"{recipe.label}: {recipe.divergence} on {recipe.policy} text",
-            f"  text        {POLICIES[recipe.policy]}",
-            f"  loss        sum_t V_t * {recipe.divergence}(p_t, q_t); V_t from --verifier (none: V_t = 1)",
-            f"  normaliser  {recipe.normaliser}, temperature {recipe.temperature:g}",
-            f"  source      {recipe.source}",
-            f"  note        {recipe.note}",
-        )
-    )
+    if name in OUT:
+        raise InputError(f"there is no recipe {name!r}: {OUT[name]}")
+    row = choose(name, RECIPES, "recipe")
+    if variant:
+        if not row.variants:
+            raise InputError(f"the recipe {name!r} has no variants, but {variant!r} was asked for: leave --variant out")
+        fields = dict(choose(variant, row.variants, f"variant of {name}").changes)
+        # An empty mapping says that the variant uses none of the row's constants.
+        own = fields.get("constants")
+        fields["constants"] = row.constants if own is None else {**row.constants, **own} if own else {}
+        row = replace(row, **fields)
+    return _set(row, changes or {})
 
 
-def method_labels(recipe: Recipe, divergence: str, verifier: str) -> tuple[str, str]:
+def _set(row: Recipe, changes: Mapping[str, float]) -> Recipe:
+    for name, value in changes.items():
+        if not row.constants:
+            raise InputError(
+                f"the recipe {row.name!r} has no constants of its own, but --set {name}={value:g} was given"
+            )
+        choose(name, row.constants, f"constant of {row.name}")
+        if not math.isfinite(value):
+            raise InputError(f"--set {name}={value:g} is not a number a recipe can use")
+    row = replace(row, constants={**row.constants, **changes})
+    return replace(row, **row.follows(row.constants)) if row.follows else row
+
+
+def method_labels(recipe: Recipe, divergence: str | None, verifier: str, variant: str = "") -> tuple[str, str]:
     """How tables call a student trained so, and the plain method it is compared with: ("KD + Spec-k",
     "KD").
+
+    `divergence` is the command line's override, None without one. A recipe with a gate of its own (SpecKD) names
+    only another gate, and without any gate it is the method it was made from.
     """
-    base = recipe.label if divergence == recipe.divergence else f"{recipe.label}-{divergence.upper()}"
+    swapped = f"-{divergence.upper()}" if divergence and divergence != recipe.divergence else ""
+    suffix = swapped + (f" ({variant})" if variant else "")
+    plain, own = (recipe.plain or recipe.label) + suffix, recipe.label + suffix
+    if verifier == recipe.verifier:
+        return own, plain
     gate = VERIFIER_LABELS[verifier]
-    return (f"{base} + {gate}" if gate else base), base
+    return (f"{own} + {gate}" if gate else plain), plain
+
+
+def summary(name: str) -> str:
+    """A recipe in one line: what is minimised on which text."""
+    row = RECIPES[name]
+    return f"{row.label}: {row.divergence} on {row.policy} text" + ("" if row.verifier == "none" else ", gated")
+
+
+def explain(name: str) -> str:
+    """A recipe in a page: text, objective, gate, constants, variants, deviations, source.
+
+    For a method that is out, the reason. InputError for no such name.
+    """
+    if name in OUT:
+        return f"{name}: not a recipe here\n  {OUT[name]}"
+    row = choose(name, RECIPES, "recipe")
+    lines = [
+        summary(name),
+        f"  what        {row.note}",
+        f"  text        {row.policy}: {POLICIES[row.policy]}",
+        f"  loss        sum_t V_t ({_sum(row.terms)})",
+        f"  gate        {_gate(row)}",
+        f"  normaliser  {row.normaliser}: {NORMALISERS[row.normaliser]}",
+        f"  temperature {_temperature(row)}",
+    ]
+    if row.selection:
+        lines.append(f"  selection   {row.selection}: {SELECTIONS[row.selection]}; share {row.share:g} at first")
+    if row.policy != "dataset":
+        lines.append(f"  generation  {_sampling(row)}")
+    if row.controllers:
+        lines.append(f"  controllers {', '.join(row.controllers)}")
+    if row.constants:
+        lines.append(f"  constants   {', '.join(f'{key}={value:g}' for key, value in row.constants.items())} (--set)")
+    lines += [f"  variant     {key}: {variant.note}" for key, variant in row.variants.items()]
+    lines += [f"  deviation   {sentence}" for sentence in row.deviations]
+    return "\n".join([*lines, f"  source      {row.source}"])
+
+
+def _sum(terms: tuple[Term, ...]) -> str:
+    return " + ".join(_in_words(term) for term in terms)
+
+
+def _in_words(term: Term) -> str:
+    arguments = ", ".join(["p_t, q_t", *(f"{key}={value:g}" for key, value in term.parameters.items())])
+    factor = "" if term.coefficient == 1 else f"{term.coefficient:g} "
+    where = ", ".join([f"{term.source} text"] * bool(term.source) + [f"{term.part} tokens"] * bool(term.part))
+    return f"{factor}{term.divergence}({arguments})" + (f" on {where}" if where else "")
+
+
+def _gate(row: Recipe) -> str:
+    if row.verifier == "none":
+        return "none (V_t = 1) unless --verifier says otherwise"
+    return f"{row.verifier}, k={row.k}, beta={row.beta:g} unless --verifier, --k, --beta say otherwise"
+
+
+def _temperature(row: Recipe) -> str:
+    rule = f"{row.temperature:g}"
+    if row.idts:
+        rule += f" exp(-{row.idts:g} s_t), s_t = tanh(log(H_t / median H))"
+    return rule + (", loss times its square" if row.tau_squared else ", loss not multiplied by its square")
+
+
+def _sampling(row: Recipe) -> str:
+    limit = f", the {row.generation_top_k} likeliest tokens" if row.generation_top_k else ""
+    return f"temperature {row.generation_temperature:g}, top-p {row.generation_top_p:g}{limit}"
