@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from selectkd_eval import environment
 from selectkd_eval.errors import InputError, SetupError
-from selectkd_eval.prompts import Prompt, load_prompts, prompt_ids
+from selectkd_eval.prompts import Prompt, answer_text, load_prompts, prompt_ids
 from selectkd_eval.records import Writer, open_record
 from selectkd_eval.verbs import AnswerOptions
 
@@ -161,8 +161,7 @@ class _Local:
             batch_size=self.options.batch_size,
         )
         for index, generation in generations:
-            # A base model's completion starts with the space that separates it from the prompt.
-            text = generation.text if self.tokenizer.chat_template else generation.text.removeprefix(" ")
+            text = answer_text(self.tokenizer, generation.text)
             yield fitting[index], Reply(text, generation.finish, len(generation.tokens))
 
 

@@ -7,6 +7,7 @@ batch, whatever --limit was given and wherever a run was resumed (up to rounding
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -55,60 +56,115 @@ def stream(
 
     `seeds` has one entry per prompt (needed when sampling). A text ends before the first of the `stop` strings.
     """
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    yield from continue_ids(
+        model,
+        tokenizer,
+        [prompt_ids(tokenizer, prompt) for prompt in prompts],
+        limits=[max_new_tokens] * len(prompts),
+        sampling=sampling,
+        seeds=seeds,
+        batch_size=batch_size,
+        stop=stop,
+    )
+
+
+def continue_ids(
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[Sequence[int]],
+    *,
+    limits: Sequence[int],
+    sampling: Sampling = Sampling(),  # noqa: B008 - a NamedTuple is immutable
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 64,
+    stop: Sequence[str] = (),
+    vocabulary: int | None = None,
+) -> Iterator[tuple[int, Generation]]:
+    """As `stream`, from token ids. `limits` holds each row's largest number of new tokens, at least 1; tokens come from
+    the first `vocabulary` entries of the model's head (all of them by default).
+    """
+    for chosen in by_length(ids, batch_size):
         uniform = None
         if sampling.temperature > 0:
-            uniform = torch.stack([_uniform((seeds or [0] * len(ids))[i], max_new_tokens) for i in chosen])
-        outputs = _decode(model, tokenizer, [ids[i] for i in chosen], max_new_tokens, sampling, uniform, stop)
+            uniform = torch.stack([uniforms((seeds or [0] * len(ids))[i], max(limits)) for i in chosen])
+        batch = Prefixes(model, [ids[i] for i in chosen], tokenizer.pad_token_id, vocabulary)
+        finished = finisher(end_tokens(model, tokenizer), tokenizer, stop)
+        outputs = _decode(batch, finished, [limits[i] for i in chosen], sampling, uniform)
         yield from zip(chosen, outputs, strict=True)
 
 
-@torch.inference_mode()
+def by_length(ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """The rows' indices in batches of similar length, the shortest first."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+class Prefixes:
+    """Texts under way and the model's key-value cache for them: padded on the left, rows may leave."""
+
+    def __init__(self, model: Any, ids: Sequence[Sequence[int]], pad: int, vocabulary: int | None = None) -> None:
+        longest, device = max(map(len, ids)), model.device
+        self.model, self.vocabulary = model, vocabulary
+        self.tokens = torch.full((len(ids), longest), pad, device=device)
+        self.mask = torch.zeros((len(ids), longest), dtype=torch.long, device=device)
+        for row, sequence in enumerate(ids):
+            self.tokens[row, longest - len(sequence) :] = torch.tensor(list(sequence), device=device)
+            self.mask[row, longest - len(sequence) :] = 1
+        self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.cache: Any = None
+        self._last_only = {"logits_to_keep": 1} if _slices_logits(model) else {}
+
+    def logits(self) -> Tensor:
+        """Next-token logits ``(B, V)`` in fp32 after all tokens so far; each token is fed to the model once."""
+        out = self.model(
+            self.tokens,
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1, : self.vocabulary].float()
+
+    def append(self, tokens: Tensor, keep: Sequence[int]) -> None:
+        """Go on with one more token ``(B,)`` per row, in the rows `keep` alone: finished rows leave the batch, because
+        the longest answer would otherwise be paid for by every row.
+        """
+        if len(keep) < len(tokens):
+            index = torch.tensor(list(keep), device=tokens.device)
+            self.cache.batch_select_indices(index)
+            self.mask, self.position, tokens = self.mask[index], self.position[index], tokens[index]
+        self.tokens, self.position = tokens[:, None], self.position[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+
+
+# Not inference mode: a model that makes buffers as its text grows must still be trainable afterwards.
+@torch.no_grad()
 def _decode(
-    model: Any,
-    tokenizer: Any,
-    ids: list[list[int]],
-    max_new_tokens: int,
+    batch: Prefixes,
+    finished: Callable[[list[int], int], Generation | None],
+    limits: Sequence[int],
     sampling: Sampling,
     uniform: Tensor | None,
-    stop: Sequence[str],
 ) -> list[Generation]:
-    longest, device = max(map(len, ids)), model.device
-    tokens = torch.full((len(ids), longest), tokenizer.pad_token_id, device=device)
-    mask = torch.zeros((len(ids), longest), dtype=torch.long, device=device)
-    for row, sequence in enumerate(ids):
-        tokens[row, longest - len(sequence) :] = torch.tensor(sequence, device=device)
-        mask[row, longest - len(sequence) :] = 1
-    written: list[list[int]] = [[] for _ in ids]
+    written: list[list[int]] = [[] for _ in limits]
     results: dict[int, Generation] = {}
-    active = list(range(len(ids)))
-    finished = _finisher(end_tokens(model, tokenizer), tokenizer, stop, max_new_tokens)
-    cache = None
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    for step in range(max_new_tokens):
-        out = model(tokens, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        draw = None if uniform is None else uniform[active, step].to(device)
-        chosen = pick(out.logits[:, -1].float(), sampling, draw)
+    active = list(range(len(limits)))
+    for step in range(max(limits)):
+        logits = batch.logits()
+        chosen = pick(logits, sampling, None if uniform is None else uniform[active, step].to(logits.device))
         for row, token in zip(active, chosen.tolist(), strict=True):
             written[row].append(token)
-            if result := finished(written[row]):
+            if result := finished(written[row], limits[row]):
                 results[row] = result
         keep = [at for at, row in enumerate(active) if row not in results]
         if not keep:
             break
-        if len(keep) < len(active):
-            # Finished rows leave the batch: the longest answer would otherwise be paid for by every row.
-            index = torch.tensor(keep, device=device)
-            cache.batch_select_indices(index)
-            mask, position, chosen = mask[index], position[index], chosen[index]
-            active = [active[at] for at in keep]
-        tokens, position = chosen[:, None], position[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-    return [results[row] for row in range(len(ids))]
+        batch.append(chosen, keep)
+        active = [active[at] for at in keep]
+    return [results[row] for row in range(len(limits))]
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
@@ -139,10 +195,12 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(token) for token in (*ids, tokenizer.eos_token_id) if token is not None)
 
 
-def _finisher(
-    ends: frozenset[int], tokenizer: Any, stop: Sequence[str], max_new_tokens: int
-) -> Callable[[list[int]], Generation | None]:
-    def finished(tokens: list[int]) -> Generation | None:
+def finisher(
+    ends: frozenset[int], tokenizer: Any, stop: Sequence[str] = ()
+) -> Callable[[list[int], int], Generation | None]:
+    """Tells of the tokens so far and their largest number whether the text has ended, and how."""
+
+    def finished(tokens: list[int], limit: int) -> Generation | None:
         if tokens[-1] in ends:
             return Generation(tokenizer.decode(tokens, skip_special_tokens=True), tokens, "eos")
         if stop:
@@ -152,12 +210,19 @@ def _finisher(
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
                 cut = min(at for word in stop if (at := text.find(word)) >= 0)
                 return Generation(text[:cut], tokens, "stop")
-        if len(tokens) == max_new_tokens:
+        if len(tokens) == limit:
             return Generation(tokenizer.decode(tokens, skip_special_tokens=True), tokens, "length")
         return None
 
     return finished
 
 
-def _uniform(seed: int, length: int) -> Tensor:
+def uniforms(seed: int, length: int) -> Tensor:
+    """The stream of one text: number t decides its token t, so a longer stream begins with a shorter one."""
     return torch.rand(length, generator=torch.Generator().manual_seed(seed))
+
+
+def _slices_logits(model: Any) -> bool:
+    """Whether the head can be run at the last position only: at 150,000 entries a prompt's logits fill a GPU."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(type(bare).forward).parameters

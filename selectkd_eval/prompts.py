@@ -179,6 +179,11 @@ def completion_text(tokenizer: Any, answer: str) -> str:
     return answer if tokenizer.chat_template or answer[:1].isspace() else f" {answer}"
 
 
+def answer_text(tokenizer: Any, completion: str) -> str:
+    """What a model wrote, as an answer: without the space that separates a base model's completion from its prompt."""
+    return completion if tokenizer.chat_template else completion.removeprefix(" ")
+
+
 def encode_example(tokenizer: Any, prompt: str, answer: str, max_length: int) -> tuple[list[int], list[bool]]:
     """Prompt and answer as one sequence, and which tokens are the response.
 
