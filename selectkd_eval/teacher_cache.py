@@ -143,7 +143,7 @@ class TeacherCache:
         data, _ = self._files()
         place = int(self._starts[index]) * self.width * self.dtype.itemsize
         with self._room():
-            _write_at(data, memoryview(_as_integers(rows.detach().cpu()).reshape(-1).view(np.uint8)), place)
+            _write_at(data, _as_integers(rows.detach().cpu()).reshape(-1).view(np.uint8).data, place)
         self._pending.add(index)
         self._pending_bytes += rows.numel() * rows.element_size()
         if self._pending_bytes >= FLUSH_BYTES:
