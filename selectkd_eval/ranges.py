@@ -44,7 +44,7 @@ def check(options: Any) -> None:
     for field in dataclasses.fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
         if isinstance(value, tuple):
-            _check_list(flag, value)
+            _check_list(flag, value, may_be_empty=field.default == () or flag == "--exclude")
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} {value} is not a finite number: give one")
         elif isinstance(value, int) and value < SMALLEST.get(field.name, value):
@@ -55,9 +55,9 @@ def check(options: Any) -> None:
             raise InputError(f"{flag} is a share and at most 1, but {value} was given")
 
 
-def _check_list(flag: str, values: tuple[Any, ...]) -> None:
-    # An empty --exclude says that nothing is excluded; nothing else can be measured with nothing.
-    if not values and flag != "--exclude":
+def _check_list(flag: str, values: tuple[Any, ...], may_be_empty: bool) -> None:
+    # An empty --exclude says that nothing is excluded; nothing can be measured with no seed or no task.
+    if not values and not may_be_empty:
         raise InputError(f"{flag} was given without a value: give at least one, or leave it out for the default")
     if len(set(values)) < len(values):
         raise InputError(f"{flag} names one value twice ({', '.join(map(str, values))}): give each once")
