@@ -42,8 +42,8 @@ def _documented(function: Callable[..., object]) -> Entry:
 
 def _recipes(_: ListOptions) -> dict[str, Entry]:
     module = importlib.import_module("selectkd_eval.recipes")
-    texts = {name: module.explain(name) for name in module.RECIPES}
-    return {name: Entry(text.splitlines()[0], text) for name, text in texts.items()}
+    rows = {name: Entry(module.summary(name), module.explain(name)) for name in module.RECIPES}
+    return rows | {name: Entry("no recipe: see --explain", module.explain(name)) for name in module.OUT}
 
 
 def _divergences(_: ListOptions) -> dict[str, Entry]:

@@ -62,6 +62,7 @@ class Recipe:
     selection: Selection = ""
     share: float = 1.0
     idts: float = 0.0
+    idts_median: Literal["all", "selected"] = "all"
     verifier: str = "none"
     k: int = 5
     beta: float = 0.01

@@ -3,7 +3,7 @@
 The rows of the paper's Tables 1, 2, 4, 5 and 6 (SelecTKD, arXiv 2510.24021), and the methods of its references
 that are sums of token terms. A row carries the method's *own paper*; where public code does something else, that is
 a named variant, or a sentence under `deviations` when it is a defect that nobody would want. What is no sum of
-token terms is in ``OUT``, with the reason. Names are resolved and explained in `recipes`.
+token terms has no row; `recipes` says why, and resolves and explains the names.
 
 Learning rates, batch sizes and lengths are not here: they are options of `train`. Standard library only.
 """
@@ -26,11 +26,14 @@ def _both(divergence: str, **parameters: float | bool) -> tuple[Term, ...]:
     return (Term(divergence, parameters, coefficient=2.0),)
 
 
-def _atkd_terms(constants: Mapping[str, float]) -> Mapping[str, Any]:
-    easy = constants["alpha"]
-    hard = 1 - easy
-    return {"terms": (Term("nckd", {}, easy, part="easy"), Term("tckd", {}, hard, part="hard"),
-                      Term("nckd", {}, hard, part="hard"))}  # fmt: skip
+def _atkd(constants: Mapping[str, float]) -> Mapping[str, Any]:
+    easy, hard = constants["alpha"], 1 - constants["alpha"]
+    on_hard = (Term("tckd", {}, hard, part="hard"), Term("nckd", {}, hard, part="hard"))
+    return {"terms": (Term("nckd", {}, easy, part="easy"), *on_hard)}
+
+
+def _akl(constants: Mapping[str, float]) -> Mapping[str, Any]:
+    return {"terms": (Term("akl", {"head": constants["head"], "crossing": constants["crossing"] == 1}),)}
 
 
 _ROWS = (
@@ -146,16 +149,15 @@ _ROWS = (
         "distillspec",
         "DistillSpec",
         "Zhou et al. 2024, arXiv 2310.08461",
-        "A draft for speculative decoding, trained on its own text to be accepted by the target: 1 - TV is the "
-        "acceptance rate.",
+        "A draft for speculative decoding, trained on its own text to agree with the target.",
         policy="student",
-        terms=(Term("tvd"),),
         generation_temperature=1.0,
         generation_top_p=1.0,
         deviations=(
-            "The paper chooses among FKL, RKL, JSD and TVD by task and decoding; TVD, which is the acceptance rate "
-            "itself, is the default here and --divergence the choice.",
+            "The paper chooses among FKL, RKL, JSD and TVD by task and decoding; the forward KL is what later work "
+            "compares with under this name, --divergence gives the others.",
         ),
+        variants={"tvd": Variant("total variation: 1 - TV is the acceptance rate itself", {"terms": (Term("tvd"),)})},
     ),
     Recipe(
         "distillm",
@@ -219,8 +221,8 @@ _ROWS = (
         constants={"alpha0": 0.1, "alpha_low": 0.01, "alpha_high": 0.1, "beta0": 0.5, "as_printed": 0.0},
         deviations=(
             "beta_c = clip(share of training done, beta0, 1). The printed clip(e/E + tau/T, beta0, 1), with e from 1 "
-            "and T updates per epoch, is 1 throughout every epoch but the first, and always in a run of one epoch: "
-            "the first term would hardly be used (variant as-printed).",
+            "and T updates per epoch, is 1 for all of the last epoch and part of the others, so a run of one epoch "
+            "would never use its first term (variant as-printed).",
             "p(y) and q(y) in the rule for alpha are per-token geometric means (those of whole responses underflow; "
             "the released code does the same), and all responses of one source in an update share one alpha.",
             "A divergence over a response is its mean over tokens, as in the released code and in Algorithm 1 of "
@@ -270,14 +272,14 @@ _ROWS = (
             "another.",
             "No factor tau^2: the analysis (Eqs. 11-17) is that of a loss without it, although Eq. 2 has one; with it "
             "a low temperature damps hard tokens instead of amplifying them (variant code).",
-            "The median of Eq. 9 is over all tokens of the update; the released code takes it over the selected ones.",
+            "The median of Eq. 9 is over all tokens of the update, in the released code over the selected ones.",
             "ema, epsilon, delta and warmup are the released scripts' (the paper's main text gives only c), and one "
             "update is one step of LATF, however it is accumulated.",
         ),
         variants={
             "code": Variant(
-                "the released code's loss times tau^2 and its floor under the share",
-                {"tau_squared": True, "constants": {"floor": 0.1}},
+                "the released code: loss times tau^2, the median of the selected tokens, a floor under the share",
+                {"tau_squared": True, "idts_median": "selected", "constants": {"floor": 0.1}},
             )
         },
     ),
@@ -310,7 +312,7 @@ _ROWS = (
         "off the target, hard ones that and the target's probability; each half is averaged over its own tokens.",
         normaliser="class_mean",
         constants={"alpha": 0.2},
-        follows=_atkd_terms,
+        follows=_atkd,
         deviations=(
             "The non-target part is not multiplied by the uncertainty, as in the paper: that is its point.",
             "The median is over the whole update, the released code's over each forward pass.",
@@ -334,24 +336,19 @@ _ROWS = (
         "AKL",
         "Wu et al. 2025, arXiv 2404.02657",
         "Forward and reverse KL, weighted per token by how far p and q are apart in the head and in the tail of p.",
-        terms=(Term("akl"),),
+        constants={"head": 0.5, "crossing": 1.0},
+        follows=_akl,
         deviations=(
+            "The head is the smallest set of likeliest tokens that reaches the probability `head`, so it holds the "
+            "token that crosses it; the released code leaves that one to the tail (variant code).",
             "TAID's copy finds the head in sorted order and applies it to unsorted differences; here both are in the "
             "vocabulary's order, as in the paper.",
         ),
+        variants={"code": Variant("the token that crosses `head` is the tail's", {"constants": {"crossing": 0.0}})},
     ),
 )
 
 
 RECIPES: dict[str, Recipe] = {
     row.name: replace(row, **row.follows(row.constants)) if row.follows else row for row in _ROWS
-}
-
-OUT: dict[str, str] = {
-    "minillm": "MiniLLM (arXiv 2306.08543) is a policy gradient on whole responses: a token's weight depends on the "
-    "rewards after it, so it is no sum of token terms; its single-step part is --recipe distillspec --divergence rkl",
-    "dpkd": "DPKD (arXiv 2406.19774) compares pairs of whole responses through a log-sigmoid, which is no sum of token "
-    "terms; --recipe distillm2 is the contrastive method that is",
-    "promptkd": "PromptKD (arXiv 2402.12842) trains a prompt of the teacher's together with the student, so its "
-    "teacher is not frozen",
 }

@@ -12,13 +12,14 @@ wait for torch.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.objective import NORMALISERS, SELECTIONS, Term
 from selectkd_eval.recipe_row import POLICIES, Policy, Recipe, Variant
-from selectkd_eval.recipe_table import OUT, RECIPES
+from selectkd_eval.recipe_table import RECIPES
 
 __all__ = [
     "OUT",
@@ -33,6 +34,16 @@ __all__ = [
     "recipe",
     "summary",
 ]
+
+# What has no row, and why.
+OUT: dict[str, str] = {
+    "minillm": "MiniLLM (arXiv 2306.08543) is a policy gradient on whole responses: a token's weight depends on the "
+    "rewards after it, so it is no sum of token terms; its single-step part is --recipe distillspec --divergence rkl",
+    "dpkd": "DPKD (arXiv 2406.19774) compares pairs of whole responses through a log-sigmoid, which is no sum of token "
+    "terms; --recipe distillm2 is the contrastive method that is",
+    "promptkd": "PromptKD (arXiv 2402.12842) trains a prompt of the teacher's together with the student, so its "
+    "teacher is not frozen",
+}
 
 VERIFIER_LABELS: dict[str, str] = {"none": "", "hellinger": "Hellinger", "top-k": "Top-k", "spec-k": "Spec-k"}
 
@@ -98,28 +109,32 @@ def explain(name: str) -> str:
     For a method that is out, the reason. InputError for no such name.
     """
     if name in OUT:
-        return f"{name}: not a recipe here\n  {OUT[name]}"
+        return f"{name}: not a recipe here\n{_paragraph('why', OUT[name])}"
     row = choose(name, RECIPES, "recipe")
     lines = [
-        summary(name),
-        f"  what        {row.note}",
-        f"  text        {row.policy}: {POLICIES[row.policy]}",
-        f"  loss        sum_t V_t ({_sum(row.terms)})",
-        f"  gate        {_gate(row)}",
-        f"  normaliser  {row.normaliser}: {NORMALISERS[row.normaliser]}",
-        f"  temperature {_temperature(row)}",
+        ("what", row.note),
+        ("text", f"{row.policy}: {POLICIES[row.policy]}"),
+        ("loss", f"sum_t V_t ({_sum(row.terms)})"),
+        ("gate", _gate(row)),
+        ("normaliser", f"{row.normaliser}: {NORMALISERS[row.normaliser]}"),
+        ("temperature", _temperature(row)),
     ]
     if row.selection:
-        lines.append(f"  selection   {row.selection}: {SELECTIONS[row.selection]}; share {row.share:g} at first")
+        lines.append(("selection", f"{SELECTIONS[row.selection]}; the share starts at {row.share:g}"))
     if row.policy != "dataset":
-        lines.append(f"  generation  {_sampling(row)}")
+        lines.append(("generation", _sampling(row)))
     if row.controllers:
-        lines.append(f"  controllers {', '.join(row.controllers)}")
+        lines.append(("controllers", ", ".join(row.controllers)))
     if row.constants:
-        lines.append(f"  constants   {', '.join(f'{key}={value:g}' for key, value in row.constants.items())} (--set)")
-    lines += [f"  variant     {key}: {variant.note}" for key, variant in row.variants.items()]
-    lines += [f"  deviation   {sentence}" for sentence in row.deviations]
-    return "\n".join([*lines, f"  source      {row.source}"])
+        constants = ", ".join(f"{key}={value:g}" for key, value in row.constants.items())
+        lines.append(("constants", f"{constants} (--set NAME=VALUE)"))
+    lines += [("variant", f"{key}: {variant.note}") for key, variant in row.variants.items()]
+    lines += [("deviation", sentence) for sentence in row.deviations]
+    return "\n".join([summary(name), *(_paragraph(*line) for line in [*lines, ("source", row.source)])])
+
+
+def _paragraph(head: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"  {head:<12}", subsequent_indent=" " * 14, break_on_hyphens=False)
 
 
 def _sum(terms: tuple[Term, ...]) -> str:
@@ -142,8 +157,8 @@ def _gate(row: Recipe) -> str:
 def _temperature(row: Recipe) -> str:
     rule = f"{row.temperature:g}"
     if row.idts:
-        rule += f" exp(-{row.idts:g} s_t), s_t = tanh(log(H_t / median H))"
-    return rule + (", loss times its square" if row.tau_squared else ", loss not multiplied by its square")
+        rule += f" exp(-{row.idts:g} s_t), s_t = tanh(log(H_t / median H)), H_t = Hellinger(p_t, q_t)"
+    return rule + (", the loss times its square" if row.tau_squared else ", the loss not multiplied by its square")
 
 
 def _sampling(row: Recipe) -> str:
