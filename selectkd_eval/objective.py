@@ -114,10 +114,13 @@ class LossSpec:
         return split or bool(self.selection and self.share < 1) or self.idts > 0 or self.normaliser == "class_mean"
 
     def held_out(self) -> LossSpec:
-        """The plain objective that validation compares: every term everywhere, no gate, no selection, no schedule."""
+        """The plain objective that validation compares, and the gate for its statistics: every term on every token, no
+        selection, no schedule. Its loss is the unweighted one.
+        """
         terms = tuple(replace(term, source="", part="") for term in self.terms)
         normaliser = "valid_tokens" if self.normaliser in ("class_mean", "selected_tokens") else self.normaliser
-        return replace(self, terms=terms, verifier="none", selection="", idts=0.0, target=1.0, normaliser=normaliser)
+        plain = replace(self, terms=terms, selection="", idts=0.0, target=1.0, normaliser=normaliser)
+        return replace(plain, spec_mode="expected")
 
 
 def single(divergence: str, parameters: Mapping[str, float | bool] | None = None, **rest: object) -> LossSpec:

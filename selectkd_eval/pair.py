@@ -60,17 +60,20 @@ class Pair(NamedTuple):
     vocabulary: int
 
 
-def load_model(name: str, device: str = "cpu", dtype: torch.dtype | None = torch.float32) -> LoadedModel:
+def load_model(
+    name: str, device: str = "cpu", dtype: torch.dtype | None = torch.float32, attention: str | None = None
+) -> LoadedModel:
     """Load a model for inference. An InputError says what was looked for when it is not there."""
     hf_logging.disable_progress_bar()
     where = locate(name)
     tokenizer = load_tokenizer(name)
+    how = {"dtype": dtype or "auto"} | ({"attn_implementation": attention} if attention else {})
     try:
         if isinstance(where, Path) and (where / "adapter_config.json").exists():
             peft = require("peft", "a LoRA student", "train")
-            model = peft.AutoPeftModelForCausalLM.from_pretrained(where, dtype=dtype).merge_and_unload()
+            model = peft.AutoPeftModelForCausalLM.from_pretrained(where, **how).merge_and_unload()
         else:
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto")
+            model = AutoModelForCausalLM.from_pretrained(where, **how)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loadable(name, error) from None
     model.to(device).eval()

@@ -31,6 +31,10 @@ class TokenPlan(NamedTuple):
     hard: Tensor | None = None  # (N,) true for ATKD's hard half
     class_share: Tensor | None = None  # (N,) 1 / tokens of the same part in the update
 
+    def to(self, device: torch.device) -> TokenPlan:
+        """The same plan on another device."""
+        return TokenPlan(*(None if value is None else value.to(device) for value in self))
+
 
 @dataclass(frozen=True)
 class Rows:

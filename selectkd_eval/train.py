@@ -11,55 +11,40 @@ It does not judge the student: that is what passk, winrate, tar, speedup and lan
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import math
 import os
-import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging as hf_logging
 
-from selectkd_eval import environment, pair, prompts, records
+from selectkd_eval import environment, materials, records
+from selectkd_eval.batches import Examples
 from selectkd_eval.checkpoints import find_resume, require_space, require_writable, saving, write_card
-from selectkd_eval.divergences import DIVERGENCES
-from selectkd_eval.errors import InputError, choose
-from selectkd_eval.loss import LossSpec
-from selectkd_eval.pair import TRAINING_CARD, LoadedModel
-from selectkd_eval.policies import TrainingText, held_out_text, training_text
-from selectkd_eval.recipes import RECIPES, Recipe, method_labels
-from selectkd_eval.stress import corruption
-from selectkd_eval.trainer import Course, Example, Examples, SelectiveTrainer, collate
-from selectkd_eval.verbs import VERBS, AnswerOptions, TrainOptions
-
-
-class Materials(NamedTuple):
-    """Everything a run needs, loaded and checked."""
-
-    teacher: LoadedModel | None
-    student: LoadedModel
-    text: TrainingText
-    held_out: TrainingText
-    spec: LossSpec
-    steps: int
+from selectkd_eval.course import Course
+from selectkd_eval.errors import InputError
+from selectkd_eval.materials import Materials
+from selectkd_eval.method import STATE
+from selectkd_eval.pair import TRAINING_CARD
+from selectkd_eval.ranks import launched
+from selectkd_eval.recipes import method_labels
+from selectkd_eval.student import teachable
+from selectkd_eval.trainer import SelectiveTrainer
+from selectkd_eval.verbs import TrainOptions
 
 
 def run(options: TrainOptions) -> int | None:
     """Train (or finish training) one student and print its record's path."""
-    recipe = choose(options.recipe, RECIPES, "recipe")
-    spec = loss_spec(recipe, options)
+    recipe = materials.chosen_recipe(options)
+    spec = materials.loss_spec(recipe, options)
     _check(options)
     if options.save:
         require_writable(options.save)
     environment.set_threads(options.threads)
-    materials = _gather(recipe, spec, options)
+    ready = materials.gather(recipe, spec, options)
     save = options.save or records.record_path("train", options).with_suffix("")
-    card = _training_card(recipe, materials, options)
-    with _open_record(materials, card, save, options) as record:
+    card = _training_card(ready, options)
+    with _open_record(ready, card, save, options) as record:
         begun_in = (options.out / record.facts["save"]).resolve()
         if begun_in != save.resolve():
             raise InputError(f"{record.path} was begun with --save {begun_in}: give that again, or delete the record")
@@ -69,35 +54,18 @@ def run(options: TrainOptions) -> int | None:
                 f"{record.path} is complete but its student is not in {save}: delete the record to train again"
             )
         if not record.complete:
-            _train(materials, record, save, card, options)
+            _train(ready, record, save, card, options)
             record.finish()
-        if _rank() == 0:
+        if launched().rank == 0:
             print(record.path)
     return None
 
 
-def loss_spec(recipe: Recipe, options: TrainOptions) -> LossSpec:
-    """The recipe's objective with the command line's overrides."""
-    name = options.divergence or recipe.divergence
-    divergence = choose(name, DIVERGENCES, "divergence")
-    tunable = {"alpha": options.alpha, "beta_jsd": options.beta_jsd}
-    return LossSpec(
-        divergence=name,
-        parameters={key: value for key, value in tunable.items() if key in divergence.parameters},
-        verifier=options.verifier,
-        k=options.k,
-        beta=options.beta,
-        spec_mode="sampled" if options.spec_sampled else "expected",
-        normaliser=options.normaliser or recipe.normaliser,
-        temperature=recipe.temperature if options.temperature is None else options.temperature,
-    )
-
-
 def _check(options: TrainOptions) -> None:
-    if options.batch_size < 1 or options.accumulation < 1 or options.batch_size % options.accumulation:
+    if options.batch_size < 1 or not 1 <= options.accumulation <= options.batch_size:
         raise InputError(
-            f"--batch-size {options.batch_size} cannot be cut into --accumulation {options.accumulation} equal passes: "
-            "give a batch size that it divides"
+            f"--batch-size {options.batch_size} cannot be cut into --accumulation {options.accumulation} passes: "
+            "give at least one sequence for each"
         )
     if options.lr <= 0 or options.steps < 0 or (options.steps == 0 and options.epochs <= 0):
         raise InputError("training needs --lr above 0 and either --steps or --epochs above 0")
@@ -109,68 +77,24 @@ def _check(options: TrainOptions) -> None:
         )
 
 
-def _gather(recipe: Recipe, spec: LossSpec, options: TrainOptions) -> Materials:
-    """Load the models and the text; the teacher only when the objective asks for it."""
-    device = environment.device(options.device)
-    student = pair.load_model(options.student, device)
-    teacher = None
-    if spec.needs_teacher:
-        teacher = pair.load_model(options.teacher, device, torch.bfloat16 if options.bf16 else torch.float32)
-        pair.common_vocabulary(teacher, student)
-    held_out = held_out_text(options.validation, options.exclude, options.limit)
-    text = training_text(
-        recipe.policy,
-        options.data,
-        exclude=options.exclude,
-        held_out=held_out.text,
-        limit=options.limit,
-        ask_teacher=partial(_ask_teacher, recipe, options),
-    )
-    updates = math.ceil(len(text.text.prompts) / (options.batch_size * _world_size()))
-    return Materials(teacher, student, text, held_out, spec, options.steps or math.ceil(options.epochs * updates))
-
-
-def _ask_teacher(recipe: Recipe, options: TrainOptions) -> Path:
-    """Have the teacher answer the prompts, by the verb `answer`: its record can be read, resumed and used
-    again.
-    """
-    if _world_size() > 1:
-        raise InputError(
-            f"several processes cannot write one answer record: let the teacher answer first (selectkd-eval answer "
-            f"--model {options.teacher} --prompts {options.data}) and give its record as --data"
-        )
-    wanted = AnswerOptions(
-        model=options.teacher,
-        prompts=options.data,
-        limit=options.limit,
-        temperature=recipe.generation_temperature,
-        top_p=recipe.generation_top_p,
-        max_new_tokens=min(512, options.max_length),
-        seeds=(options.seed,),
-        out=options.out,
-        device=options.device,
-        threads=options.threads,
-    )
-    module, function = VERBS["answer"].function.split(":")
-    with contextlib.redirect_stdout(sys.stderr):
-        getattr(importlib.import_module(module), function)(wanted)
-    return records.record_path("answer", wanted)
-
-
 # Students that differ in one of these are different set-ups, whatever their seeds.
 _OPTIMISER = ("lr", "schedule", "warmup", "max_length", "lora_rank")
 
 
-def _training_card(recipe: Recipe, materials: Materials, options: TrainOptions) -> dict[str, Any]:
+def _training_card(ready: Materials, options: TrainOptions) -> dict[str, Any]:
     """What the student's directory says about how it was made; tables group by it."""
-    spec = materials.spec
-    method, base = method_labels(recipe, spec.divergence, spec.verifier)
+    recipe, spec = ready.recipe, ready.spec
+    method, base = method_labels(recipe, options.divergence, spec.verifier, options.variant)
+    parameters = {name: value for term in spec.terms for name, value in term.parameters.items()}
     return {
         "method": options.method or method,
         "base_method": base,
         "recipe": recipe.name,
-        "divergence": spec.divergence,
-        "parameters": dict(spec.parameters),
+        "variant": options.variant,
+        "constants": dict(recipe.constants),
+        "policy": recipe.policy,
+        "divergence": " + ".join(dict.fromkeys(term.divergence for term in spec.terms)),
+        "parameters": parameters,
         "verifier": spec.verifier,
         "k": spec.k,
         "beta": spec.beta,
@@ -179,99 +103,105 @@ def _training_card(recipe: Recipe, materials: Materials, options: TrainOptions) 
         "temperature": spec.temperature,
         "teacher_noise": options.teacher_noise,
         "seed": options.seed,
-        "steps": materials.steps,
-        "batch": options.batch_size * options.accumulation,
+        "steps": ready.steps,
+        "batch": options.batch_size * launched().ranks,
         **{name: getattr(options, name) for name in _OPTIMISER},
-        "teacher": materials.teacher.card.fingerprint if materials.teacher else None,
-        "start": materials.student.card.fingerprint,
-        "data": materials.text.text.sha256,
+        "teacher": ready.teacher.card.fingerprint if ready.teacher else None,
+        "reference": ready.reference.card.fingerprint if ready.reference else None,
+        "start": ready.student.card.fingerprint,
+        "data": ready.text.text.sha256,
         "record": records.record_path("train", options).name,
     }
 
 
-def _open_record(materials: Materials, card: dict[str, Any], save: Path, options: TrainOptions) -> records.Writer:
-    """The record. Under torchrun the first rank writes it; the others read what is done and write nowhere."""
+def _open_record(ready: Materials, card: dict[str, Any], save: Path, options: TrainOptions) -> records.Writer:
+    """The record. Under a launcher the first rank writes it; the others read what is done and write nowhere."""
     path = records.record_path("train", options)
-    if _rank() == 0:
-        facts = _facts(materials, card, save, options)
-        return records.open_record("train", options, inputs=_inputs(materials), facts=facts)
+    if launched().rank == 0:
+        facts = _facts(ready, card, save, options)
+        return records.open_record("train", options, inputs=_inputs(ready), facts=facts)
     earlier = records.read(path, unfinished_ok=True) if path.exists() and path.stat().st_size else None
     nowhere = Path(os.devnull).open("wb")  # noqa: SIM115 - the Writer closes it
     done = {row["key"]: row for row in earlier.good} if earlier else {}
-    facts = earlier.facts if earlier else _facts(materials, card, save, options)
+    facts = earlier.facts if earlier else _facts(ready, card, save, options)
     return records.Writer(path, nowhere, done, complete=bool(earlier and earlier.finished), facts=facts)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _inputs(materials: Materials) -> dict[str, str]:
-    teacher = {"teacher": materials.teacher.card.fingerprint} if materials.teacher else {}
-    return teacher | {
-        "student": materials.student.card.fingerprint,
-        "data": materials.text.text.sha256,
-        "validation": materials.held_out.text.sha256,
+def _inputs(ready: Materials) -> dict[str, str]:
+    frozen = {"teacher": ready.teacher, "reference": ready.reference}
+    return {name: model.card.fingerprint for name, model in frozen.items() if model is not None} | {
+        "student": ready.student.card.fingerprint,
+        "data": ready.text.text.sha256,
+        "validation": ready.held_out.text.sha256,
     }
 
 
-def _facts(materials: Materials, card: dict[str, Any], save: Path, options: TrainOptions) -> dict[str, Any]:
+def _facts(ready: Materials, card: dict[str, Any], save: Path, options: TrainOptions) -> dict[str, Any]:
     return {
         "method": card["method"],
         "base_method": card["base_method"],
         "training": card,
-        "teacher": materials.teacher.card.as_dict() if materials.teacher else None,
-        "student": materials.student.card.as_dict(),
-        "data": materials.text.facts,
-        "validation": materials.held_out.facts,
-        "steps": materials.steps,
+        "teacher": ready.teacher.card.as_dict() if ready.teacher else None,
+        "student": ready.student.card.as_dict(),
+        "data": ready.text.facts,
+        "validation": ready.held_out.facts,
+        "steps": ready.steps,
         # Seen from the record, so that both can be moved together.
         "save": os.path.relpath(save, options.out),
     }
 
 
-def _train(
-    materials: Materials, record: records.Writer, save: Path, card: dict[str, Any], options: TrainOptions
-) -> None:
+def _train(ready: Materials, record: records.Writer, save: Path, card: dict[str, Any], options: TrainOptions) -> None:
     """Run the Trainer from the last whole checkpoint, if there is one, and save the student."""
     hf_logging.set_verbosity_error()
     set_seed(options.seed)
-    tokenizer = materials.student.tokenizer
-    require_space(materials.student.model, save, materials.steps, options)
+    tokenizer = ready.student.tokenizer
+    training = materials.examples(ready.text.text, ready, options, noise=options.teacher_noise)
+    held_out = materials.examples(ready.held_out.text, ready, options, first=len(training))
+    require_space(ready.student.model, save, ready.steps, options)
+    resume = find_resume(save, card, record.done, tidy=launched().rank == 0)
+    arguments = _arguments(save, ready.steps, options)
+    arguments.eval_on_start = resume.last is None and resume.result is None
+    student = _trainable(ready.student.model, options)
+    method = materials.method(ready, student, training, held_out, options)
     callbacks: list[Any] = [Course(card, options.keep_checkpoints)]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=options.patience))
     trainer = SelectiveTrainer(
-        model=_trainable(materials.student.model, options),
-        args=_arguments(save, materials.steps, options),
-        teacher=materials.teacher.model if materials.teacher else None,
-        spec=materials.spec,
+        model=teachable(student, chunk=options.chunk, full=options.head == "full"),
+        args=arguments,
+        method=method,
         record=record,
-        train_dataset=_examples(materials.text.text, materials, options, options.teacher_noise),
-        eval_dataset=_examples(materials.held_out.text, materials, options, 0.0),
-        data_collator=partial(collate, pad=tokenizer.pad_token_id),
+        pad=tokenizer.pad_token_id,
+        train_dataset=Examples(training),
+        eval_dataset=Examples(held_out),
+        data_collator=list,
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    resume = find_resume(save, card, record.done, tidy=_rank() == 0)
-    if resume.result is not None:
-        # Killed between the last update and the saving of the student: nothing is left to train.
-        trainer._load_from_checkpoint(str(resume.result))
-    else:
-        if resume.last is None:
-            trainer.evaluate()
-        trainer.train(resume_from_checkpoint=str(resume.last) if resume.last else None)
+    try:
+        if resume.result is not None:
+            # Killed between the last update and the saving of the student: nothing is left to train.
+            trainer._load_from_checkpoint(str(resume.result))
+        else:
+            if resume.last is not None:
+                method.recall(resume.last / STATE.format(rank=launched().rank))
+            trainer.train(resume_from_checkpoint=str(resume.last) if resume.last else None)
+        method.policy.finish()
+    finally:
+        method.policy.close()
+    _save(trainer, save, card, options)
+
+
+def _save(trainer: SelectiveTrainer, save: Path, card: dict[str, Any], options: TrainOptions) -> None:
+    """The student beside its record, adapter merged unless asked otherwise."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if options.lora_rank and not options.keep_adapter:
         model = model.merge_and_unload()
     if trainer.is_world_process_zero():
         with saving(save):
             model.save_pretrained(save)
-            tokenizer.save_pretrained(save)
+            trainer.processing_class.save_pretrained(save)
             write_card(save, card)
 
 
@@ -283,9 +213,8 @@ def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArgumen
     early = options.patience > 0
     arguments = TrainingArguments(
         output_dir=str(save),
-        per_device_train_batch_size=options.batch_size // options.accumulation,
-        per_device_eval_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulation,
+        per_device_train_batch_size=options.batch_size,  # an update is one item: the trainer cuts it itself
+        per_device_eval_batch_size=max(1, options.batch_size // options.accumulation),
         max_steps=steps,
         learning_rate=options.lr,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(options.schedule, options.schedule),
@@ -337,23 +266,3 @@ def _trainable(model: Any, options: TrainOptions) -> Any:
             task_type="CAUSAL_LM",
         ),
     )
-
-
-def _examples(text: prompts.PromptSet, materials: Materials, options: TrainOptions, noise: float) -> Examples:
-    """Tokenised text, no longer than either model allows; prompts that leave no room for an answer are refused
-    rather than trained on silently.
-    """
-    tokenizer, models = materials.student.tokenizer, (materials.student, materials.teacher)
-    positions = [getattr(m.model.config, "max_position_embeddings", None) for m in models if m is not None]
-    longest = min([options.max_length, *filter(None, positions)])
-    examples = []
-    for prompt in text.prompts:
-        ids, response = prompts.encode_example(tokenizer, prompt.text, prompt.answer or "", longest)
-        if not any(response[1:]):
-            raise InputError(
-                f"prompt {prompt.id} of {text.name} fills all of {longest} tokens (--max-length, or what the models "
-                "allow) and leaves no room for its answer: raise --max-length, or leave the prompt out"
-            )
-        shifts = corruption(options.seed, prompt.id, len(ids), noise, len(tokenizer)) if noise else None
-        examples.append(Example(ids, response, prompt.id, shifts))
-    return Examples(examples)

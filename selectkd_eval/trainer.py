@@ -1,173 +1,183 @@
-"""The training loop: transformers' Trainer with the selective loss, and a record of every update and
-validation.
+"""The training loop: transformers' Trainer with the selective loss, and a record of every update and validation.
 
-What is ours and what is not. Batches, accumulation, optimizer, schedule, mixed precision, ranks, checkpoints
-and resume are the Trainer's. Overridden are the loss, the count that normalises it over a whole update (not
-over a micro-batch), the gradient repair for the one normaliser whose count is known only afterwards,
-validation, and where the log goes: rows of a record.
+What is ours and what is not. Epochs, optimizer, schedule, clipping, mixed precision, ranks, checkpoints and resume are
+the Trainer's. It is handed one item per update, the texts of that update, and `training_step` makes of it what the
+recipe says: the text policy may write other responses, the texts are cut into forward passes, a recipe that looks at
+the whole update looks, the controllers set this update's objective, and the gradient is that of the whole update
+however many passes and ranks it was spread over.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from selectkd_eval.checkpoints import remove_old, saving, write_card
+from selectkd_eval import diagnostics
+from selectkd_eval.archive import rank
+from selectkd_eval.batches import Example, draws, micro_batches, rows_of_batch, tensors
+from selectkd_eval.checkpoints import saving
+from selectkd_eval.controllers import Moment
 from selectkd_eval.errors import InputError
-from selectkd_eval.loss import LossSpec, TokenStats, gradient_repair, require_finite, selective_loss
+from selectkd_eval.heads import Head
+from selectkd_eval.loss import gradient_repair
+from selectkd_eval.method import STATE, Method
 from selectkd_eval.records import Writer
-from selectkd_eval.stress import corrupt
+from selectkd_eval.student import Question
+from selectkd_eval.survey import Findings
+from selectkd_eval.token_stats import TokenStats
+from selectkd_eval.updates import UpdateLoader, Updates
 
-KEPT_BYTES = 2**28  # teacher logits of the validation set are kept in memory up to this size
-
-
-class Example(NamedTuple):
-    """One tokenised text: ids, which of them are the response, the prompt's hash, and the stress test's shifts."""
-
-    ids: list[int]
-    response: list[bool]
-    prompt: str
-    shifts: list[int] | None = None
-
-
-class Examples(Dataset[Example]):
-    """A list of examples as torch wants it."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-
-def collate(batch: Sequence[Example], pad: int) -> dict[str, Tensor]:
-    """Right-padded tensors ``(B, T)``, and `key` ``(B,)``: 63 bits of each prompt's hash, from which its
-    draws are seeded.
-    """
-    longest = max(len(example.ids) for example in batch)
-
-    def padded(values: Sequence[int | bool], fill: int) -> list[int]:
-        return [int(value) for value in values] + [fill] * (longest - len(values))
-
-    tensors = {
-        "input_ids": torch.tensor([padded(e.ids, pad) for e in batch]),
-        "response_mask": torch.tensor([padded(e.response, 0) for e in batch], dtype=torch.bool),
-        "key": torch.tensor([int(e.prompt, 16) >> 1 for e in batch]),
-    }
-    if any(e.shifts for e in batch):
-        tensors["shifts"] = torch.tensor([padded(e.shifts or [], 0) for e in batch])
-    return tensors
+KEPT_BYTES = 2**28  # the teacher's rows of the validation set are kept in memory up to this size
 
 
 class SelectiveTrainer(Trainer):
-    """A Trainer that minimises `spec` against `teacher` and writes rows to `record`."""
+    """A Trainer that minimises a method's objective and writes rows to `record`."""
 
     # The loss below is already divided by the whole update's count.
     loss_is_scaled_for_ga = True
     control: Any
 
-    def __init__(self, *, teacher: Any, spec: LossSpec, record: Writer, **arguments: Any) -> None:
+    def __init__(self, *, method: Method, record: Writer, pad: int, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if self.is_deepspeed_enabled and spec.normaliser == "selected_tokens":
+        if self.is_deepspeed_enabled and (method.spec.normaliser == "selected_tokens" or method.passes > 1):
             raise InputError(
-                "--normaliser selected_tokens scales the finished gradient, which DeepSpeed keeps out of reach: "
-                "use per_seq_mean or valid_tokens, or DDP or FSDP"
+                "DeepSpeed steps on every backward pass and keeps the gradient out of reach: use --accumulation 1 and "
+                "--normaliser per_seq_mean or valid_tokens, or DDP or FSDP"
             )
-        self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
-        self.spec = spec
+        self.method = method
         self.record = record
-        self._validation: list[tuple[dict[str, Any], Tensor | None]] = []
-        self._micro = TokenStats()  # of this rank, since the last update
+        self.pad = pad
+        self._validation: list[Question] = []
+        self._keep_rows = False
+        self._per_epoch = 1
         self._update = TokenStats()  # of all ranks, of the last update
-        bare = self.accelerator.unwrap_model(self.model)
-        self._slices = all(_slices_logits(m) for m in (bare, self.teacher) if m is not None)
+        self._seconds = 0.0
+        self._watch = diagnostics.Watch()
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], float]:
-        """An update's micro-batches and the count that normalises all of them, over all ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = TokenStats(
-            sequences=sum(len(batch["input_ids"]) for batch in batches),
-            tokens=sum(float(batch["response_mask"][:, 1:].sum()) for batch in batches),
+    def get_train_dataloader(self) -> UpdateLoader:
+        """One item per update, ordered by `updates`; the accelerator has nothing to add to it."""
+        ranks = self.accelerator.num_processes
+        order = Updates(
+            len(self.train_dataset),
+            self.args.per_device_train_batch_size * ranks,
+            seed=self.args.seed,
+            rank=self.accelerator.process_index,
+            ranks=ranks,
         )
-        # The total weight is known only after the forward passes: divide by the tokens now and repair the
-        # gradient.
-        known = "valid_tokens" if self.spec.normaliser == "selected_tokens" else self.spec.normaliser
-        return batches, self._over_ranks(counts).denominator(known)
+        self._per_epoch = len(order)
+        return UpdateLoader(self.train_dataset, batch_sampler=order, collate_fn=list)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The selective loss of one micro-batch, divided by the update's count `num_items_in_batch`."""
-        step = self.state.global_step + 1
-        generator = None
-        if self.spec.spec_mode == "sampled":
-            generator = [_generator(self.args.seed, step, key, self.args.device) for key in inputs["key"].tolist()]
-        loss, stats = selective_loss(
-            *self.logits(model, inputs), self.spec, generator=generator, denominator=num_items_in_batch
-        )
-        require_finite(stats, f"step {step}")
-        self._micro = self._micro + stats
-        # Data-parallel ranks average their gradients; each holds its share of a global sum.
-        return loss * self.accelerator.num_processes
+    def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> Tensor:
+        """One whole update: text, survey, objective, and a forward and backward pass per micro-batch."""
+        began, method, moment = time.perf_counter(), self.method, self._moment()
+        examples = method.policy.update(inputs, moment)
+        questions = [self._question(group, moment) for group in self._groups(examples)]
+        denominator = self._denominator(questions)
+        self._settle(model, questions, denominator, moment)
+        model.train()
+        total, stats = torch.zeros((), device=self.args.device), TokenStats()
+        for question in questions:
+            last = question is questions[-1]
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                # Data-parallel ranks average their gradients; each holds its share of a global sum.
+                loss = model(question=question) * self.accelerator.num_processes
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            stats = stats + question.stats
+            question.forget()
+        self._update = self._over_ranks(stats)
+        repair = gradient_repair(method.spec, denominator, self._update)
+        if repair != 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(repair)
+        for controller in method.controllers:
+            controller.observe(self._update.loss(method.spec.normaliser), moment)
+        self._watch.update(self._update, method.spec, moment.step)
+        self._seconds = time.perf_counter() - began
+        return total / self.accelerator.num_processes
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, forward and backward; after the last of an update its gradients are made exact."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.gradient_state.sync_gradients:
-            self._update, self._micro = self._over_ranks(self._micro), TokenStats()
-            repair = gradient_repair(self.spec, float(num_items_in_batch), self._update)
-            if repair != 1:
-                for parameter in model.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(repair)
-        return loss
+    def _moment(self) -> Moment:
+        step, steps = self.state.global_step + 1, self.state.max_steps
+        return Moment(step, steps, (step - 1) // self._per_epoch, steps / self._per_epoch)
 
-    def logits(
-        self, model: Any, inputs: dict[str, Any], known_p: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        """Both forward passes: teacher's and student's logits, and the ids and response mask aligned with them.
-
-        Where both models allow it, heads run only from the last position before the first response token on. `known_p`
-        are the teacher's logits for these inputs from an earlier call.
+    def _groups(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """The forward passes of this update. A rank with too few texts still meets the others in every pass, with a
+        text that teaches nothing.
         """
-        response = inputs["response_mask"]
-        start = max(int(response.any(0).nonzero()[0]) - 1, 0) if self._slices else 0
-        # No attention mask: padding stands on the right, attention is causal, and padding carries no loss. Without a
-        # mask the kernels take their fast causal path.
-        forward = {"input_ids": inputs["input_ids"], "use_cache": False}
-        if self._slices:
-            forward["logits_to_keep"] = response.shape[1] - start
-        logits_p = known_p
-        if self.teacher is not None and logits_p is None:
+        passes = self.method.passes
+        if self.accelerator.num_processes == 1:
+            return micro_batches(examples, min(passes, len(examples)))
+        silent = self.train_dataset[0]
+        silent = replace(silent, response=[False] * len(silent.ids), index=-1)
+        return [group or [silent] for group in micro_batches(examples, passes)]
+
+    def _question(self, group: Sequence[Example], moment: Moment | None) -> Question:
+        """The micro-batch on the device."""
+        method, device = self.method, self.args.device
+        batch = tensors(group, self.pad, method.packed)
+        coins = moment is not None and method.spec.spec_mode == "sampled"
+        uniform = draws(self.args.seed, moment.step, batch).to(device) if moment is not None and coins else None
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        question = Question(batch, rows_of_batch(batch, uniform), method.spec, method.teacher)
+        if moment is not None:
+            question.where = f"step {moment.step}"
+        return question
+
+    def _denominator(self, questions: Sequence[Question]) -> float:
+        """What normalises all passes on all ranks, as far as it is known before them."""
+        lengths = [question.rows.lengths for question in questions]
+        counts = TokenStats(
+            sequences=float(sum(int((own > 0).sum()) for own in lengths)),
+            tokens=float(sum(int(own.sum()) for own in lengths)),
+        )
+        # The total weight is known only after the forward passes: divide by the tokens now and repair the gradient.
+        normaliser = self.method.spec.normaliser
+        known = "valid_tokens" if normaliser == "selected_tokens" else normaliser
+        return self._over_ranks(counts).denominator(known)
+
+    def _settle(self, model: Any, questions: Sequence[Question], denominator: float, moment: Moment) -> None:
+        """Give every pass this update's objective, after a look at all of them where the method needs one."""
+        method = self.method
+        if not method.surveys:
+            spec = method.objective(moment, [])
+            for question in questions:
+                question.spec, question.denominator = spec, denominator
+            return
+        found: list[Findings] = []
+
+        def look(question: Question, hidden: Tensor, head: Head) -> None:
+            found.append(method.look(question, hidden, head))
+            if len(found) == len(questions):
+                spec, plans = method.decide(found, moment)
+                for settled, plan in zip(questions, plans, strict=True):
+                    settled.spec, settled.denominator = spec, denominator
+                    settled.rows = replace(settled.rows, plan=plan.to(self.args.device))
+                    settled.resolve = None
+
+        for question in questions:
+            question.resolve = partial(look, question)
+        if method.passes == 1:
+            return  # the one forward pass looks first and goes on
+        model.eval()
+        for question in questions:
+            question.look_only = True
             with torch.no_grad():
-                logits_p = self.teacher(**forward).logits
-                if "shifts" in inputs:
-                    # The logits at t - 1 predict token t, so the shift of position t belongs one place earlier.
-                    logits_p = corrupt(logits_p, torch.nn.functional.pad(inputs["shifts"][:, start + 1 :], (0, 1)))
-        return logits_p, model(**forward).logits, inputs["input_ids"][:, start:], response[:, start:]
+                model(question=question)
+            question.look_only = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate once per step; a row written before an interruption is not measured again."""
@@ -177,38 +187,34 @@ class SelectiveTrainer(Trainer):
             row = self._validate()
             self._write(key, event="validation", step=self.state.global_step, **row)
         metrics = {"eval_loss": float(row["loss"])}
+        self.method.policy.validated(metrics["eval_loss"])
+        for controller in self.method.controllers:
+            controller.validated(metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Any]:
-        """The plain (V_t = 1) divergence on held-out text; TAR by the run's own gate and, for comparison, by
-        both.
-        """
-        expected = replace(self.spec, spec_mode="expected")
-        gates = {self.spec.verifier: expected}
-        if self.teacher is not None:
-            gates |= {name: replace(expected, verifier=name) for name in ("top-k", "spec-k")}
-        sums = dict.fromkeys(gates, TokenStats())
+        """The plain divergence on held-out text; TAR by the run's own gate and, for comparison, by both."""
+        stats = TokenStats()
         self.model.eval()
-        for inputs, logits_p in self._validation_batches():
+        for question in self._held_out():
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-                logits = self.logits(self.model, inputs, logits_p)
-            for name, spec in gates.items():
-                sums[name] = sums[name] + selective_loss(*logits, spec)[1]
-        own = sums[self.spec.verifier]
-        loss = own.loss(self.spec.normaliser, weighted=False)
+                self.model(question=question)
+            stats = stats + question.stats
+            if not self._keep_rows:
+                question.forget()
+        loss = stats.loss(self.method.spec.held_out().normaliser, weighted=False)
         if not math.isfinite(loss):
             raise InputError(
                 f"the validation loss is {loss} at step {self.state.global_step}: lower --lr, or use --divergence skl"
             )
-        row = {"loss": loss, "nll": own.mean_nll, "tar": own.tar, "tar_pooled": own.tar_pooled, "alpha": own.alpha}
-        return row | {
-            f"tar_{name.replace('-', '_')}": stats.tar for name, stats in sums.items() if name in ("top-k", "spec-k")
-        }
+        row = {"loss": loss, "nll": stats.mean_nll, "tar": stats.tar, "tar_pooled": stats.tar_pooled}
+        watched = {"tar_top_k": stats.tar_top_k, "tar_spec_k": stats.tar_spec_k}
+        return row | {"alpha": stats.alpha} | (watched if self.method.teacher is not None else {})
 
-    def _validation_batches(self) -> list[tuple[dict[str, Any], Tensor | None]]:
-        """The held-out batches, of similar lengths, with the teacher's logits where they are small enough to keep.
+    def _held_out(self) -> list[Question]:
+        """The held-out batches, of similar lengths, with the teacher's rows where they are small enough to keep.
 
         The teacher does not change, so asking it once is enough. Every rank measures the whole set: a shard padded with
         repeated texts would count those twice.
@@ -216,27 +222,30 @@ class SelectiveTrainer(Trainer):
         if not self._validation:
             examples = sorted(self.eval_dataset.examples, key=lambda example: len(example.ids))
             size = self.args.eval_batch_size
-            batches = [
-                self._prepare_inputs(self.data_collator(examples[at : at + size]))
-                for at in range(0, len(examples), size)
-            ]
-            width = self.model.get_output_embeddings().weight.shape[0]
-            keep = self.teacher is not None and 4 * width * sum(b["input_ids"].numel() for b in batches) <= KEPT_BYTES
-            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-                self._validation = [(b, self.logits(self.model, b)[0] if keep else None) for b in batches]
+            for at in range(0, len(examples), size):
+                question = self._question(examples[at : at + size], None)
+                question.spec, question.watch = self.method.spec.held_out(), self.method.teacher is not None
+                self._validation.append(question)
+            width = 0 if self.method.teacher is None else 4 * self.method.teacher.width
+            self._keep_rows = width * sum(int(q.rows.lengths.sum()) for q in self._validation) <= KEPT_BYTES
         return self._validation
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's checkpoint; a full disk is one sentence."""
+        """The Trainer's checkpoint and the memory of policy and controllers; a full disk is one sentence."""
         with saving(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
+            directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            self.method.remember(directory / STATE.format(rank=rank()))
+        for frozen in (self.method.teacher, self.method.reference):
+            if frozen is not None:
+                frozen.flush()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Turn the Trainer's log of an update into a row; its closing summary is not one."""
         super().log(logs, start_time)
         if "loss" not in logs:
             return
-        step, stats = self.state.global_step, self._update
+        step, stats, normaliser = self.state.global_step, self._update, self.method.spec.normaliser
         if not math.isfinite(logs["grad_norm"]):
             raise InputError(
                 f"the gradient is not finite at step {step}: lower --lr, add --warmup, or leave out --bf16"
@@ -246,16 +255,13 @@ class SelectiveTrainer(Trainer):
             event="step",
             step=step,
             epoch=logs["epoch"],
-            loss=stats.loss(self.spec.normaliser),
-            divergence=stats.loss(self.spec.normaliser, weighted=False),
+            loss=stats.loss(normaliser),
+            divergence=stats.loss(normaliser, weighted=False),
             lr=logs["learning_rate"],
             grad_norm=logs["grad_norm"],
-            tar=stats.tar,
-            tar_pooled=stats.tar_pooled,
-            alpha=stats.alpha,
-            bite=stats.bite,
-            mean_weight=stats.mean_weight,
-            tokens=int(stats.tokens),
+            **diagnostics.columns(stats),
+            **self.method.readings(),
+            **diagnostics.costs(stats, self._seconds, self.args.device),
         )
 
     def _write(self, key: str, **row: Any) -> None:
@@ -269,55 +275,6 @@ class SelectiveTrainer(Trainer):
         packed = torch.tensor(astuple(stats), dtype=torch.float64, device=self.args.device)
         return TokenStats(*self.accelerator.reduce(packed, reduction="sum").tolist())
 
-
-class Course(TrainerCallback):
-    """Validation after the last update, a finished mark in every checkpoint, and a progress bar on stderr."""
-
-    def __init__(self, card: dict[str, Any], keep: int) -> None:
-        self.card = card
-        self.keep = keep
-        self.bar: tqdm[Any] | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar where training starts or goes on."""
-        if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.card["method"], disable=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Whatever the interval, the last update is validated."""
-        if self.bar is not None:
-            self.bar.update()
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-        return control
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """The loss beside the bar."""
-        if self.bar is not None and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint as whole, then remove old ones: a run killed while saving leaves one without a card,
-        which is never resumed.
-        """
-        if state.is_world_process_zero:
-            save = Path(args.output_dir)
-            with saving(save):
-                write_card(save / f"checkpoint-{state.global_step}", self.card | {"step": state.global_step})
-            remove_old(save, self.keep, state.best_model_checkpoint)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _generator(seed: int, step: int, key: int, device: torch.device) -> torch.Generator:
-    """Spec-k's own stream for one text in one update, whatever stands beside it in the batch."""
-    digest = hashlib.sha256(f"{seed} {step} {key}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def _slices_logits(model: Any) -> bool:
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(bare.forward).parameters
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the Trainer's estimate knows neither the teacher nor text written on the way."""
+        return 0

@@ -71,8 +71,8 @@ class TrainOptions(ModelRun):
     verifier: VerifierName | None = None
     """Which tokens are worth learning from: none (plain), hellinger (Eq. 7), top-k (Eq. 9), spec-k (Eq. 12). By
     default the recipe's, which is none for all but speckd."""
-    k: int = 5
-    """Proposals or ranks that the verifier looks at."""
+    k: int | None = None
+    """Proposals or ranks that the verifier looks at. By default 5 (the paper's)."""
     beta: float | None = None
     """Weight of a rejected token; 0 masks it. By default 0.01 (the paper's), in speckd 0."""
     spec_sampled: bool = False
