@@ -139,7 +139,7 @@ def head_weight(p: Tensor, q: Tensor, head: float = 0.5, crossing: bool = True) 
     tokens enter in the order of their ids. 1 where p = q, where both divergences are 0.
     """
     fraction("head", head)
-    p, q, shape = p.flatten(0, -2), q.flatten(0, -2), p.shape[:-1]
+    shape, p, q = p.shape[:-1], p.reshape(-1, p.shape[-1]), q.reshape(-1, q.shape[-1])
     gap = torch.linalg.vector_norm(p - q, 1, dim=-1)
     head_gap = torch.zeros_like(gap)
     rows, listed = torch.arange(len(p), device=p.device), 128
