@@ -45,7 +45,7 @@ def run(options: DemoOptions) -> int:
     context = multiprocessing.get_context("spawn")
     # One progress bar over all commands; each stage names itself on it.
     with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool,
         tqdm(total=commands, file=sys.stderr, unit="command") as bar,
     ):
         for stage in stages:
@@ -64,7 +64,7 @@ def _run_stage(pool: ProcessPoolExecutor, stage: Stage, logs: Path, bar: tqdm[Ne
     batches = [[job] for job in stage.jobs] if stage.alone else [stage.jobs]
     try:
         for batch in batches:
-            for done in as_completed([pool.submit(_logged, job, logs) for job in batch]):
+            for done in as_completed([pool.submit(logged, job, logs) for job in batch]):
                 done.result()
                 bar.update()
     except BrokenProcessPool:
@@ -77,7 +77,7 @@ def _run_stage(pool: ProcessPoolExecutor, stage: Stage, logs: Path, bar: tqdm[Ne
         raise
 
 
-def _logged(job: Job, logs: Path) -> None:
+def logged(job: Job, logs: Path) -> None:
     """Run one command with its output in a file of its own."""
     log = logs / f"{job.verb}-{getattr(job.options, 'name', '') or 'all'}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,6 @@ def _redirected(target: int) -> Iterator[None]:
             os.close(copy)
 
 
-def _one_thread() -> None:
-    # Two workers with two threads each on two cores wait for each other more than they work.
+def one_thread() -> None:
+    """Two workers with two threads each on two cores wait for each other more than they work."""
     os.environ["OMP_NUM_THREADS"] = "1"
