@@ -97,7 +97,7 @@ def _terms(recipe: Recipe, options: TrainOptions) -> tuple[Term, ...]:
         if len(terms) > 1:
             raise InputError(
                 f"--divergence replaces that of a recipe that has one, but {recipe.name} is made of "
-                f"{' and '.join(dict.fromkeys(term.divergence for term in terms))}: leave it out, or take another recipe"
+                f"{' and '.join(dict.fromkeys(term.divergence for term in terms))}: leave it out, or name another"
             )
         wanted = choose(options.divergence, DIVERGENCES, "divergence")
         terms = (Term(wanted.name, dict(wanted.parameters)),)
