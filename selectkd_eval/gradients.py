@@ -16,8 +16,8 @@ by the weight (1e-26 in fp32 for the smallest weight that takes this way), and s
 must come with finite log-probabilities (`divergences.LOG_ZERO`), because ``0 * inf`` is not 0.
 
 Sums of products are written ``(a * b).sum(-1)``: ``vecdot`` and ``bmm`` are matrix products to autocast and to
-TF32, which would round the factors. On a CPU the rows pass through in blocks that stay in the cache, which
-halves the time; elsewhere all rows go at once.
+TF32, which would round the factors. On a CPU the rows pass through in blocks that stay in the cache (1.3 to 3
+times faster than at once for V = 151,936); elsewhere all rows go at once.
 """
 
 from __future__ import annotations
