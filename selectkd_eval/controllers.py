@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+from selectkd_eval.errors import InputError
 from selectkd_eval.objective import LossSpec, Term
 
 _NEVER_ZERO = 1e-15  # TAID's own epsilon under a loss that has become 0
@@ -44,7 +45,7 @@ class Anchor(NamedTuple):
 class Controller(Protocol):
     """What the trainer asks of a schedule; `needs_anchors` tells it to survey the update first."""
 
-    needs_anchors: bool
+    needs_anchors: ClassVar[bool]
 
     def apply(self, spec: LossSpec, moment: Moment, anchors: Sequence[Anchor]) -> LossSpec:
         """This update's objective, called once before it; `anchors` of all ranks, empty unless needed."""
@@ -69,7 +70,15 @@ class Controller(Protocol):
 class _Schedule:
     """Memory as plain fields: what they hold is what is saved."""
 
-    needs_anchors = False
+    needs_anchors: ClassVar[bool] = False
+    fractions: ClassVar[tuple[str, ...]] = ()  # the constants it reads; each lies in [0, 1]
+
+    def __post_init__(self) -> None:
+        """InputError for a constant that makes no schedule."""
+        for name in self.fractions:
+            value = vars(self)["constants"][name]
+            if not 0 <= value <= 1:
+                raise InputError(f"the recipe's constant {name} lies in [0, 1], but --set {name}={value:g} was given")
 
     def observe(self, loss: float, moment: Moment) -> None:
         """Most schedules look at either losses or anchors."""
@@ -100,6 +109,7 @@ class TokenFocus(_Schedule):
     share: float = 1.0
     smoothed: float | None = None
     reference: float | None = None
+    fractions = ("ema", "epsilon", "delta", "warmup", "floor")
 
     def apply(self, spec: LossSpec, moment: Moment, anchors: Sequence[Anchor]) -> LossSpec:
         """The selection keeps the share r."""
@@ -136,6 +146,7 @@ class MovingTarget(_Schedule):
     t: float | None = None
     momentum: float = 0.0
     previous: float | None = None
+    fractions = ("t_start", "t_end", "alpha", "beta")
 
     def apply(self, spec: LossSpec, moment: Moment, anchors: Sequence[Anchor]) -> LossSpec:
         """The terms' teacher is ``softmax((1 - t) sg[z_q] + t z_p)``."""
@@ -181,6 +192,7 @@ class Contrast(_Schedule):
     gaps: dict[str, list[float]] | None = None
     weight: float | None = None
     needs_anchors = True
+    fractions = ("alpha0", "alpha_low", "alpha_high", "beta0", "as_printed")
 
     def apply(self, spec: LossSpec, moment: Moment, anchors: Sequence[Anchor]) -> LossSpec:
         """Terms of both sources with this update's alpha and weight."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from selectkd_eval.errors import InputError
 from selectkd_eval.objective import Term
 from selectkd_eval.recipe_row import Recipe, Variant
 
@@ -28,6 +29,8 @@ def _both(divergence: str, **parameters: float | bool) -> tuple[Term, ...]:
 
 def _atkd(constants: Mapping[str, float]) -> Mapping[str, Any]:
     easy, hard = constants["alpha"], 1 - constants["alpha"]
+    if hard < 0:
+        raise InputError(f"ATKD's alpha is the easy half's share of the loss, in [0, 1], but {easy:g} was given")
     on_hard = (Term("tckd", {}, hard, part="hard"), Term("nckd", {}, hard, part="hard"))
     return {"terms": (Term("nckd", {}, easy, part="easy"), *on_hard)}
 

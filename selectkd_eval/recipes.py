@@ -75,8 +75,8 @@ def _set(row: Recipe, changes: Mapping[str, float]) -> Recipe:
                 f"the recipe {row.name!r} has no constants of its own, but --set {name}={value:g} was given"
             )
         choose(name, row.constants, f"constant of {row.name}")
-        if not math.isfinite(value):
-            raise InputError(f"--set {name}={value:g} is not a number a recipe can use")
+        if not 0 <= value < math.inf:
+            raise InputError(f"a recipe's constant is a number from 0 up, but --set {name}={value:g} was given")
     row = replace(row, constants={**row.constants, **changes})
     return replace(row, **row.follows(row.constants)) if row.follows else row
 

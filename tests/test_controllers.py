@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectkd_eval.controllers import CONTROLLERS, Anchor, Controller, Moment
+from selectkd_eval.errors import InputError
 from selectkd_eval.objective import LossSpec
 from selectkd_eval.recipes import RECIPES, recipe
 
@@ -242,6 +243,15 @@ def test_a_saved_schedule_continues_as_if_it_had_not_stopped(name: str, method: 
 def test_a_state_of_another_schedule_is_not_taken(name: str, method: str) -> None:
     with pytest.raises(ValueError, match="other fields"):
         CONTROLLERS[name](recipe(method).constants).load_state_dict({"phi": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "constant"),
+    [("latf", "adakd", "ema"), ("taid", "taid", "t_end"), ("contrast", "distillm2", "beta0")],
+)
+def test_a_constant_that_makes_no_schedule_is_refused(name: str, method: str, constant: str) -> None:
+    with pytest.raises(InputError, match=f"{constant} lies in"):
+        controller(name, method, **{constant: 1.5})
 
 
 def test_every_controller_is_used_and_has_a_recipe() -> None:

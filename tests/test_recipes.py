@@ -146,8 +146,11 @@ def test_constants_are_set_by_name_and_only_the_recipes_own() -> None:
         recipe("kd", changes={"lambda": 1.0})
     with pytest.raises(InputError, match="phi"):  # the pairs of this variant have no replay buffer
         recipe("distillm", "distillm2", {"phi": 0.5})
-    with pytest.raises(InputError, match="nan"):
-        recipe("gkd", changes={"lambda": float("nan")})
+    for nonsense in (float("nan"), float("inf"), -0.5):
+        with pytest.raises(InputError, match="from 0 up"):
+            recipe("adakd", changes={"c": nonsense})
+    with pytest.raises(InputError, match="ATKD's alpha"):
+        recipe("atkd", changes={"alpha": 1.5})
 
 
 def test_the_terms_of_two_sources_are_those_of_the_papers() -> None:
