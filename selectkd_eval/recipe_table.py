@@ -103,7 +103,7 @@ _ROWS = (
         ),
         variants={
             "full": Variant(
-                "the teacher's whole distribution instead of its argmax, on both kinds of text (the paper's ImitKD*)",
+                "the teacher's whole distribution instead of its argmax, on both kinds of text",
                 {"terms": (Term("fkl"),)},
             ),
             "distillm": Variant(

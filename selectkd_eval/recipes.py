@@ -120,7 +120,9 @@ def explain(name: str) -> str:
         ("temperature", _temperature(row)),
     ]
     if row.selection:
-        lines.append(("selection", f"{SELECTIONS[row.selection]}; the share starts at {row.share:g}"))
+        lines.append(
+            ("selection", f"{SELECTIONS[row.selection]}; share {row.share:g}" + " at first" * bool(row.controllers))
+        )
     if row.policy != "dataset":
         lines.append(("generation", _sampling(row)))
     if row.controllers:
@@ -141,8 +143,13 @@ def _sum(terms: tuple[Term, ...]) -> str:
     return " + ".join(_in_words(term) for term in terms)
 
 
+_SEES = {"nll": "q_t, y_t", "tckd": "p_t, q_t, y_t", "nckd": "p_t, q_t, y_t"}
+
+
 def _in_words(term: Term) -> str:
-    arguments = ", ".join(["p_t, q_t", *(f"{key}={value:g}" for key, value in term.parameters.items())])
+    arguments = ", ".join(
+        [_SEES.get(term.divergence, "p_t, q_t"), *(f"{key}={value:g}" for key, value in term.parameters.items())]
+    )
     factor = "" if term.coefficient == 1 else f"{term.coefficient:g} "
     where = ", ".join([f"{term.source} text"] * bool(term.source) + [f"{term.part} tokens"] * bool(term.part))
     return f"{factor}{term.divergence}({arguments})" + (f" on {where}" if where else "")
