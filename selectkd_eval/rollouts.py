@@ -240,7 +240,7 @@ class Replay(Rollouts):
     `phi` grows by `phi_step` (to at most 1) when the held-out loss is at least `epsilon` above the one at which it last
     grew (at first: the first one heard); the loss compared with moves only then. An update draws one number r for all
     ranks: the student writes anew when ``r < phi (1 - t/T)``, or when r < phi and this rank's buffer of `capacity`
-    responses is not yet full; otherwise they are drawn from the buffer when r < phi, and are those of the data when not.
+    responses is not yet full; otherwise they come from the buffer when r < phi, and from the data when not.
     `decreasing` 0 is the released code's constant share: ``phi / 2`` in the place of ``phi (1 - t/T)``.
     """
 

@@ -10,9 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import TinyPair
+from writing import tiny_author, training_set
 
 from selectkd_eval import answer, records
+from selectkd_eval.controllers import Moment
 from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.policies import training_text
+from selectkd_eval.prompts import PromptSet
+from selectkd_eval.rollouts import text_policy
 from selectkd_eval.verbs import AnswerOptions
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -109,6 +115,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.fails: dict[str, int] = {}
+        self.reason = "length"
         self.asked: list[dict] = []
         self.keys: set[str] = set()
 
@@ -126,7 +133,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.add(self.headers["Authorization"])
         prompt = body["messages"][0]["content"]
         status = next((code for word, code in self.server.fails.items() if word in prompt), 200)
-        choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": prompt.upper()}}
+        choice = {
+            "index": 0,
+            "finish_reason": self.server.reason,
+            "message": {"role": "assistant", "content": prompt.upper()},
+        }
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}
         if status != 200:
@@ -181,6 +192,28 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     assert server.keys == {f"Bearer {KEY}"}
     out = capsys.readouterr()
     assert KEY not in record.path.read_text() + out.out + out.err
+
+
+def test_a_servers_answers_are_training_text_and_students_text(
+    served: AnswerOptions, server: Server, tiny_pair: TinyPair
+) -> None:
+    server.reason = "stop"
+    path = ask(served).path
+    text = training_text(
+        "dataset", str(path), exclude=(), held_out=PromptSet("none", []), limit=None, ask_teacher=lambda: path
+    )
+    assert text.facts["answers_by"] == "gpt-x"
+    author = tiny_author(tiny_pair, longest=256)
+    examples = training_set(author, text.text)
+    halves = text_policy("pairs", {}, author, training=examples, ready=[path]).update(examples, Moment(1, 1, 0, 1.0))
+    assert len(halves) == 24
+    end = author.tokenizer.eos_token_id
+    for teacher, student in zip(halves[::2], halves[1::2], strict=True):
+        assert (teacher.source, student.source) == ("teacher", "student")
+        assert teacher.ids == student.ids  # here both records are one
+        assert student.ids[-1] == end
+        whole = author.tokenizer.decode(student.ids, skip_special_tokens=True)
+        assert whole in {f"{prompt.text} {prompt.text.upper()}" for prompt in text.text.prompts}
 
 
 def test_a_failed_prompt_is_asked_again_and_alone(served: AnswerOptions, server: Server) -> None:
