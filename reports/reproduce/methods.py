@@ -1,4 +1,4 @@
-"""What is each method worth on the embedded pair, with and without a gate? Every recipe x {none, Top-k, Spec-k} x seeds.
+"""What is each method worth on the embedded pair, with and without a gate? Recipes x {none, Top-k, Spec-k} x seeds.
 
 One student goes on for the same number of updates of the same number of prompts under every method, and is measured on
 the same held-out problems. The set-up is the demo's (`selectkd_eval/demo/plan.py`): SFT learns from the labelled text,

@@ -181,8 +181,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     kinds = top.add_subparsers(dest="what", required=True)
-    for name in TRAINING:
-        kind = kinds.add_parser(name, help=TRAINING[name].path)
+    for name, source in TRAINING.items():
+        kind = kinds.add_parser(name, help=source.path)
         kind.add_argument("--out", type=Path, required=True, help="directory of the files")
         kind.add_argument("--prompts", type=int, default=50_000, help="how many are drawn; 0: all")
         kind.add_argument("--held-out", type=int, default=1_000, help="how many of them are for validation")
