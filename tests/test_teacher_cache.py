@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,19 @@ cache.close()
     cache = opened(tmp_path)
     assert cache.complete
     assert torch.equal(cache.rows(range(12)), torch.cat([rows_of(index) for index in range(12)]))
+
+
+def test_one_process_prepares_the_directory_while_the_others_wait(tmp_path: Path) -> None:
+    directory = opened(tmp_path).directory
+    (directory / "about.json").unlink()
+    waiting = threading.Thread(target=opened, args=(tmp_path,))
+    with (directory / "lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(timeout=0.3)
+        assert waiting.is_alive() and not (directory / "about.json").exists()
+    waiting.join(timeout=30)
+    assert (directory / "about.json").exists()
 
 
 def test_a_full_cache_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
