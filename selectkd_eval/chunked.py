@@ -244,42 +244,36 @@ class _Objective:
         p = None if log_p is None else torch.exp(log_p, out=self.probabilities[1, :count])
         weighed = weigh(log_p, log_q, p, q, rows, self.spec, self.watch)
         factor = weighed.weight if self.share is None else weighed.weight * self.share[here]
-        value, pull = self._terms(here, rows, (log_p, log_q, p, q), factor if gradient is not None else None)
+        value, pulls = self._terms(here, rows, (log_p, log_q, p, q), gradient is not None)
         if gradient is not None:
-            torch.mul(pull, slope, out=gradient) if pull is not None else gradient.zero_()
+            _write_(gradient, pulls, factor, slope)
         return value, weighed
 
     def _terms(
-        self, here: slice, rows: Rows, plain: _Distributions, factor: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """``sum_m c_m D_m`` per token, and, for a `factor` per token, the factor times its gradient on the logits."""
+        self, here: slice, rows: Rows, plain: _Distributions, gradients: bool
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor | float]]]:
+        """``sum_m c_m D_m`` per token, and every term's gradient on the logits with the factor it counts by."""
         warm, tau = self._tempered(plain, here)
-        log_q = plain[1]
-        total, pull = log_q.new_zeros(log_q.shape[0]), None
+        total, pulls = plain[1].new_zeros(plain[1].shape[0]), []
         for term, coefficients in zip(self.spec.terms, self.coefficients, strict=True):
-            coefficient = coefficients[here] if isinstance(coefficients, Tensor) else coefficients
-            if isinstance(coefficient, Tensor) and coefficient.device.type == "cpu" and not coefficient.any():
-                continue
+            chosen = coefficients[here].to(total.dtype) if isinstance(coefficients, Tensor) else None
+            if chosen is not None and chosen.device.type == "cpu" and not chosen.any():
+                continue  # elsewhere asking would stall the device
             tempered = DIVERGENCES[term.divergence].needs_teacher
-            given = warm if tempered else plain
-            power = tau if tempered else None
-            value, gradient = _value_and_gradient(term, given, rows.targets, factor is not None)
-            if power is not None and self.spec.tau_squared:
-                value = value * power**2
-            silent = coefficient == 0 if isinstance(coefficient, Tensor) else None
-            if silent is not None:
-                value = value.masked_fill(silent, 0.0)
-            total += coefficient * value
-            if gradient is None or factor is None:
-                continue
-            scale = factor * coefficient
-            if power is not None:
-                scale = scale * power if self.spec.tau_squared else scale / power
-            if silent is not None:
-                gradient.masked_fill_(silent.unsqueeze(-1), 0.0)
-            gradient.mul_(scale.unsqueeze(-1).to(gradient.dtype))
-            pull = gradient if pull is None else pull.add_(gradient)
-        return total, pull
+            value, gradient = _value_and_gradient(term, warm if tempered else plain, rows.targets, gradients)
+            if chosen is not None:  # a coefficient of 0 silences even an infinite divergence
+                value.masked_fill_(chosen == 0, 0.0)
+                if gradient is not None and gradient.shape[0] > 1:
+                    gradient.masked_fill_((chosen == 0).unsqueeze(-1), 0.0)
+            factor = term.coefficient if chosen is None else chosen
+            if tau is not None and tempered:
+                total += factor * (value * tau**2 if self.spec.tau_squared else value)
+                factor = factor * tau if self.spec.tau_squared else factor / tau
+            else:
+                total += factor * value
+            if gradient is not None:
+                pulls.append((gradient, factor))
+        return total, pulls
 
     def _tempered(self, plain: _Distributions, here: slice) -> tuple[_Distributions, Tensor | None]:
         """The distributions that the terms see, and their temperatures. Softmax does not mind that it is given
@@ -306,6 +300,23 @@ def _value_and_gradient(
     if gradient:
         return value_and_gradient(term.divergence, log_p, log_q, p, q, targets, term.parameters)
     return DIVERGENCES[term.divergence](log_p, log_q, targets, **term.parameters), None
+
+
+def _write_(out: Tensor, pulls: list[tuple[Tensor, Tensor | float]], weight: Tensor, slope: Tensor | float) -> None:
+    """``slope * weight * sum_m factor_m G_m`` into `out` ``(R, V)``; the gradients may be overwritten."""
+    if not pulls:
+        out.zero_()
+        return
+    if isinstance(slope, float):
+        weight = weight * slope
+    (total, factor), *others = pulls
+    if not others and isinstance(slope, float) and out.dtype == total.dtype:
+        torch.mul(total, (weight * factor).unsqueeze(-1), out=out)
+        return
+    total.mul_((weight * factor).unsqueeze(-1))
+    for gradient, factor in others:
+        total.addcmul_(gradient, (weight * factor).unsqueeze(-1))
+    out.copy_(total.mul_(slope) if isinstance(slope, Tensor) else total)
 
 
 class _Gradient(torch.autograd.Function):

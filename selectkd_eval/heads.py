@@ -79,7 +79,7 @@ class Head:
     def slope(self, logits: Tensor) -> Tensor | float:
         """``dz / d(W h + b)`` at these logits: a number where there is no soft cap."""
         if self.softcap is None:
-            return self.scale
+            return float(self.scale)
         return (logits / self.softcap).square_().neg_().add_(1).mul_(self.scale)
 
     def pull_(self, gradient: Tensor, out: Tensor) -> Tensor:
