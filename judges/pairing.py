@@ -58,8 +58,12 @@ def load_answers(name: str) -> Answers:
 
 
 def newest_record(directory: Path) -> str:
-    """The finished answer record that was written last, or an InputError with the command that makes one."""
+    """The finished answer record that was written last, or an InputError with the command that makes one.
+
+    Text that a student wrote in the middle of its training (`written_in`) is not what anyone means by its answers.
+    """
     finished, unfinished = records.read_all(directory, "answer")
+    finished = [record for record in finished if "written_in" not in record.facts]
     if not finished:
         also = f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise InputError(

@@ -36,7 +36,8 @@ class Archive:
         """The record `answer-NAME-WORD-HASH`, begun or continued; `generation` is added to its decoding facts."""
         options = replace(self.options, name=f"{self.options.name}-{word}")
         facts = {
-            "model": {**self.model, "name": f"{self.model['name']} ({options.name})", "training": {"text": word}},
+            "model": self._in_training(options.name),
+            "written_in": self.options.name,
             "prompts": self.prompts.facts(),
             "generation": {
                 "backend": "transformers",
@@ -49,6 +50,12 @@ class Archive:
         }
         inputs = {"model": str(self.model["fingerprint"]), "prompts": self.prompts.sha256}
         return open_record("answer", options, inputs=inputs, facts=facts)
+
+    def _in_training(self, when: str) -> dict[str, Any]:
+        """The card of a student that has no directory: it is no longer the one that the training began with."""
+        name, start = self.model["name"], self.model["fingerprint"]
+        changed = {"name": f"{name} in {when}", "method": f"{self.model['method']} in training"}
+        return {**self.model, **changed, "fingerprint": f"{start} in {when}", "training": {"written_in": when}}
 
     @cached_property
     def _texts(self) -> dict[str, str]:

@@ -90,6 +90,10 @@ def text_policy(
             "ZeRO-3) cannot: use DDP, or write its text beforehand with `answer` and give that as --student-text "
             "(recipe distillm2) or --data"
         )
+    if name == "interleaved" and author.teacher is None:
+        raise InputError(
+            "in interleaved text the teacher replaces tokens, and this objective loads none: name --teacher"
+        )
     if name == "pairs":
         return Pairs(author, training, archive=archive, ready=ready)
     policies = {

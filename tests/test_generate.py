@@ -8,7 +8,7 @@ from conftest import TinyPair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectkd_eval.generate import Sampling, generate, pick
+from selectkd_eval.generate import Prefixes, Sampling, continue_ids, generate, pick
 from selectkd_eval.pair import LoadedModel, load_model
 from selectkd_eval.prompts import prompt_ids
 
@@ -79,3 +79,36 @@ def test_an_answer_also_ends_at_the_tokens_the_model_was_published_with(teacher:
     finally:
         teacher.model.generation_config.eos_token_id = before
     assert (ended.finish, ended.tokens) == ("eos", whole.tokens[: whole.tokens.index(turn_end) + 1])
+
+
+def test_every_row_has_its_own_limit(teacher: LoadedModel) -> None:
+    ids = [prompt_ids(teacher.tokenizer, prompt) for prompt in PROMPTS]
+    rule = {"sampling": Sampling(1.0), "seeds": list(range(5))}
+    whole = dict(continue_ids(teacher.model, teacher.tokenizer, ids, limits=[12] * 5, **rule))
+    limits = [3, 12, 1, 7, 5]
+    for index, short in continue_ids(teacher.model, teacher.tokenizer, ids, limits=limits, **rule):
+        assert short.tokens == whole[index].tokens[: limits[index]]
+        assert short.finish == ("length" if len(short.tokens) == limits[index] else "eos")
+
+
+def test_tokens_come_from_the_first_entries_of_the_head(teacher: LoadedModel) -> None:
+    ids = [prompt_ids(teacher.tokenizer, prompt) for prompt in PROMPTS]
+    rule = {"sampling": Sampling(50.0), "seeds": list(range(5)), "limits": [20] * 5}
+    for width, within in ((None, False), (100, True)):
+        written = dict(continue_ids(teacher.model, teacher.tokenizer, ids, vocabulary=width, **rule))
+        assert (max(token for one in written.values() for token in one.tokens) < 100) is within
+
+
+def test_the_head_runs_at_the_last_position_only(teacher: LoadedModel) -> None:
+    ids = [prompt_ids(teacher.tokenizer, prompt) for prompt in PROMPTS]
+    batch = Prefixes(teacher.model, ids, teacher.tokenizer.pad_token_id)
+    lengths = []
+    hook = teacher.model.lm_head.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[1]))
+    try:
+        logits = batch.logits()
+    finally:
+        hook.remove()
+    assert lengths == [1]
+    for row, sequence in enumerate(ids):
+        alone = teacher.model(torch.tensor([sequence])).logits[0, -1]
+        torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-4)

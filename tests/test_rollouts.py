@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import at, prompt_file, responses, tiny_archive, tiny_author, training_set
 
+from judges.pairing import newest_record
 from selectkd_eval import records
 from selectkd_eval.author import Author, share
 from selectkd_eval.batches import Example
@@ -249,6 +250,8 @@ def test_rollouts_are_an_answer_record_without_duplicates(
         assert row["answer"] == author.tokenizer.decode(written, skip_special_tokens=True).removeprefix(" ")
     again = load_prompts(str(path))  # as --data
     assert {prompt.id for prompt in again.prompts} == {example.prompt for example in examples[:5]}
+    with pytest.raises(InputError, match="no finished answer record"):  # the bare `winrate` does not mean this text
+        newest_record(tmp_path)
 
 
 def test_a_lora_student_writes(author: Author, examples: list[Example], tiny_pair: TinyPair) -> None:
