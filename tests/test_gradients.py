@@ -21,8 +21,8 @@ Parameters = Mapping[str, float | bool]
 
 CASES: list[tuple[str, Parameters]] = [
     *[(name, {}) for name in DIVERGENCES],
-    *[("skl", {"alpha": alpha}) for alpha in (0.0, 1e-14, 0.7, 1.0)],
-    *[("srkl", {"alpha": alpha, "detach_mixture": d}) for alpha in (0.0, 1e-14, 0.7, 1.0) for d in (False, True)],
+    *[("skl", {"alpha": alpha}) for alpha in (0.0, 1e-40, 0.7, 1.0)],
+    *[("srkl", {"alpha": alpha, "detach_mixture": d}) for alpha in (0.0, 1e-40, 0.7, 1.0) for d in (False, True)],
     ("srkl", {"detach_mixture": True}),
     *[("jsd", {"beta_jsd": b}) for b in (0.0, 0.1, 0.9, 1.0)],
     ("akl", {"head": 0.9}),
@@ -163,6 +163,25 @@ def test_a_certain_target_keeps_what_the_others_say(depth: float) -> None:
     torch.testing.assert_close(value, -math.log(2) - 0.5 * log_rest, atol=2e-3, rtol=1e-5)
     expected = torch.cat([torch.full((1, 1), 0.5), -0.5 * rest_q.softmax(-1)], -1)
     torch.testing.assert_close(gradient, expected, atol=2e-3, rtol=1e-5)
+
+
+def test_a_distribution_without_others_is_no_distribution() -> None:
+    """log 0 everywhere but at the target: such a teacher asks for nothing, such a student counts as uniform."""
+    certain, open_minded = torch.tensor([[0.0, LOG_ZERO, LOG_ZERO]]), torch.tensor([[0.5, 0.2, 0.3]]).log()
+    target = torch.tensor([0])
+    value, gradient = value_and_gradient("nckd", certain, open_minded, certain.exp(), open_minded.exp(), target, {})
+    assert not value.any()
+    assert not gradient.any()
+    value, gradient = value_and_gradient("nckd", open_minded, certain, open_minded.exp(), certain.exp(), target, {})
+    torch.testing.assert_close(value, torch.tensor([0.4 * math.log(0.8) + 0.6 * math.log(1.2)]))
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.1, -0.1]]))
+
+
+def test_two_near_certainties_are_told_apart() -> None:
+    """p_y = 1 - 2e-10 and q_y = 1 - 1e-10 are both 1 in fp32; the target is pulled down by the difference."""
+    z_p, z_q = (torch.tensor([[0.0, math.log(rest)]]) for rest in (2e-10, 1e-10))
+    _, gradient = closed_form("tckd", z_p, z_q, torch.tensor([0]), {})
+    torch.testing.assert_close(gradient, torch.tensor([[1e-10, -1e-10]]), rtol=1e-4, atol=0)
 
 
 def test_the_two_halves_make_the_forward_kl() -> None:
