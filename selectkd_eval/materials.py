@@ -283,7 +283,9 @@ def _cache(
     fixed = [*training, *held_out]
     for model, loaded in frozen:
         if model is not None and loaded is not None:
-            cache = model.keep_in(options.teacher_cache, loaded.card.fingerprint, fixed)
+            # A hub model of unknown revision has no fingerprint of its own: then its name must tell it apart.
+            fingerprint = f"{loaded.card.name} {loaded.card.fingerprint}"
+            cache = model.keep_in(options.teacher_cache, fingerprint, fixed)
             if cache.complete and recipe.policy in ("dataset", "teacher"):
                 model.drop_backbone()
 

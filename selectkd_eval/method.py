@@ -80,6 +80,17 @@ class Method:
             found |= controller.readings()
         return self.policy.readings() | found
 
+    def flush(self) -> None:
+        """Make the frozen models' rows on disk last."""
+        for frozen in (self.teacher, self.reference):
+            if frozen is not None:
+                frozen.flush()
+
+    def finish(self) -> None:
+        """The training is over."""
+        self.policy.finish()
+        self.flush()
+
     def remember(self, path: Path) -> None:
         """Write the state of policy and schedules."""
         states = [controller.state_dict() for controller in self.controllers]

@@ -4,7 +4,7 @@ At a chosen position the teacher's distribution is rolled along the vocabulary: 
 other tokens. Adding mass on one random token instead would leave the true candidates among the teacher's first
 k, and no rank test could notice. Which positions and how far depends on the seed, the prompt and the position alone,
 so every arm and every resumed run meets the same corruption. This is a stress test of ours, not an experiment of
-the paper; the share is a fact in the record's header.
+the paper; the share is a fact in the record's header. The rolling itself is `loss.rolled`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor
 
 
 def corruption(seed: int, prompt: str, length: int, share: float, vocabulary: int) -> list[int]:
@@ -23,10 +22,3 @@ def corruption(seed: int, prompt: str, length: int, share: float, vocabulary: in
     draws = torch.rand(length, 2, generator=generator, dtype=torch.float64)
     shifts = 1 + (draws[:, 1] * (vocabulary - 1)).long().clamp(max=vocabulary - 2)
     return torch.where(draws[:, 0] < share, shifts, 0).tolist()
-
-
-def corrupt(logits_p: Tensor, shifts: Tensor) -> Tensor:
-    """Logits ``(B, T, V)`` with the row of every position rolled by its shift, ``(B, T)``; 0 leaves it as it is."""
-    size = logits_p.shape[-1]
-    entries = torch.arange(size, device=logits_p.device)
-    return logits_p.gather(-1, (entries - shifts.unsqueeze(-1)) % size)

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.utils import logging as hf_logging
 
-from selectkd_eval import environment, materials, records
+from selectkd_eval import environment, materials, pair, records
 from selectkd_eval.batches import Examples
 from selectkd_eval.checkpoints import find_resume, require_space, require_writable, saving, write_card
 from selectkd_eval.course import Course
@@ -187,7 +187,7 @@ def _train(ready: Materials, record: records.Writer, save: Path, card: dict[str,
             if resume.last is not None:
                 method.recall(resume.last / STATE.format(rank=launched().rank))
             trainer.train(resume_from_checkpoint=str(resume.last) if resume.last else None)
-        method.policy.finish()
+        method.finish()
     finally:
         method.policy.close()
     _save(trainer, save, card, options)
@@ -195,14 +195,29 @@ def _train(ready: Materials, record: records.Writer, save: Path, card: dict[str,
 
 def _save(trainer: SelectiveTrainer, save: Path, card: dict[str, Any], options: TrainOptions) -> None:
     """The student beside its record, adapter merged unless asked otherwise."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = _whole(trainer, options)
+    if model is None:
+        return
     if options.lora_rank and not options.keep_adapter:
         model = model.merge_and_unload()
-    if trainer.is_world_process_zero():
-        with saving(save):
-            model.save_pretrained(save)
-            trainer.processing_class.save_pretrained(save)
-            write_card(save, card)
+    with saving(save):
+        model.save_pretrained(save)
+        trainer.processing_class.save_pretrained(save)
+        write_card(save, card)
+
+
+def _whole(trainer: SelectiveTrainer, options: TrainOptions) -> Any:
+    """The trained model on the first rank, None on the others. Weights that FSDP or DeepSpeed have spread over the
+    ranks are gathered, which takes all of them, and put into a model as it was before.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return trainer.accelerator.unwrap_model(trainer.model) if trainer.is_world_process_zero() else None
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return None
+    model = _trainable(pair.load_model(options.student).model, options)
+    model.load_state_dict(weights)
+    return model
 
 
 def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArguments:

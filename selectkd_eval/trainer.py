@@ -236,9 +236,7 @@ class SelectiveTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             self.method.remember(directory / STATE.format(rank=rank()))
-        for frozen in (self.method.teacher, self.method.reference):
-            if frozen is not None:
-                frozen.flush()
+        self.method.flush()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Turn the Trainer's log of an update into a row; its closing summary is not one."""

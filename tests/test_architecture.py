@@ -19,9 +19,9 @@ ALLOWED = {
     "judges": {"judges", "selectkd_eval"},
     "analysis": {"analysis", "selectkd_eval"},
 }
-FLOOR = {"errors", "verbs", "records", "stats", "environment", "measures", "objective"}
+FLOOR = {"errors", "verbs", "records", "stats", "environment", "measures"}
 MATHS = {
-    *("divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
+    *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
     *("heads", "chunked"),
 }
 HEAVY = {"torch", "transformers", "pandas", "scipy", "matplotlib", "openai", "numpy", "lm_eval", "peft"}

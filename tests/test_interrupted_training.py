@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TinyPair
-from training import assert_same, six_updates, steps, train
+from training import assert_same, results, six_updates, steps, train
 
 from selectkd_eval import records
 from selectkd_eval.checkpoints import require_space
@@ -45,7 +45,7 @@ def test_early_stopping_remembers_across_a_kill_how_long_it_has_waited(base: Tra
     whole, weights = train(base, keep_checkpoints=0, **changes)
     cut_back(whole, to=max(row["step"] for row in steps(whole)) - 3)
     resumed, again = train(base, keep_checkpoints=0, **changes)
-    assert resumed.rows == whole.rows
+    assert results(resumed) == results(whole)
     assert_same(again, weights)
 
 
@@ -54,7 +54,7 @@ def test_lora_with_early_stopping_survives_a_kill(base: TrainOptions) -> None:
     whole, weights = train(base, **changes)
     cut_back(whole, to=2)
     resumed, again = train(base, **changes)
-    assert resumed.rows == whole.rows
+    assert results(resumed) == results(whole)
     assert_same(again, weights)
 
 
@@ -68,7 +68,7 @@ def test_old_checkpoints_go_only_once_the_new_one_is_whole(
         whole_at_the_card.append(len(list(directory.parent.glob("checkpoint-*/selectkd.json"))))
         (directory / "selectkd.json").write_text(json.dumps(card))
 
-    monkeypatch.setattr("selectkd_eval.trainer.write_card", count_then_write)
+    monkeypatch.setattr("selectkd_eval.course.write_card", count_then_write)
     record, _ = train(base, steps=8, keep_checkpoints=keep)
     assert whole_at_the_card == [min(saved, keep) for saved in range(4)]
     left = sorted(path.name for path in record.path.with_suffix("").glob("checkpoint-*"))
@@ -112,7 +112,7 @@ def test_a_lost_record_is_not_finished_without_its_updates(base: TrainOptions) -
         train(base)
     shutil.rmtree(save)
     again, _ = train(base)
-    assert again.rows == record.rows
+    assert results(again) == results(record)
 
 
 def limited(options: TrainOptions, size: int) -> subprocess.CompletedProcess[str]:
@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_while_saving_loses_nothing(base: TrainOptions, par
     assert done.returncode == 2, done.stderr
     assert "no space left while saving" in done.stderr and "Traceback" not in done.stderr
     record, again = train(base)
-    assert record.rows == whole.rows
+    assert results(record) == results(whole)
     assert_same(again, weights)
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from selectkd_eval.divergences import DIVERGENCES, fkl
 from selectkd_eval.errors import InputError
-from selectkd_eval.loss import (
-    NORMALISERS,
-    LossSpec,
-    TokenStats,
-    gradient_repair,
-    require_finite,
-    selective_loss,
-)
+from selectkd_eval.loss import gradient_repair, require_finite, rows_of, selective_loss
+from selectkd_eval.objective import LossSpec, Term, single
+from selectkd_eval.token_stats import TokenStats
 
 B, T, V = 8, 10, 11
 GATES = ["top-k", "spec-k"]
+NORMALISERS = ["per_seq_mean", "valid_tokens", "selected_tokens"]
 
 
 class Batch:
@@ -87,17 +85,16 @@ def test_eight_micro_batches_of_one_equal_one_batch_of_eight(normaliser: str, ve
 
 def test_sampled_gates_do_not_depend_on_how_the_batch_is_cut() -> None:
     batch = Batch()
-    spec = LossSpec(verifier="spec-k", k=1, spec_mode="sampled")
-
-    def generators() -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in range(B)]
-
-    _, whole, _ = run(batch, spec, generator=generators())
+    spec = single("fkl", verifier="spec-k", k=1, spec_mode="sampled")
+    rows = rows_of(batch.input_ids, batch.mask)
+    coins = torch.rand(rows.targets.shape, generator=torch.Generator().manual_seed(0))
+    _, whole, _ = run(batch, spec, rows=replace(rows, uniform=coins))
     stats = TokenStats()
-    for i, generator in enumerate(generators()):
+    for i, own in enumerate(coins.split(rows.lengths.tolist())):
         row = slice(i, i + 1)
         args = (batch.logits_p[row], batch.logits_q[row], batch.input_ids[row], batch.mask[row])
-        stats = stats + selective_loss(*args, spec, generator=[generator])[1]
+        cut = replace(rows_of(*args[2:]), uniform=own)
+        stats = stats + selective_loss(*args, spec, rows=cut)[1]
     assert stats.accepted == whole.accepted
     assert 0 < whole.accepted < whole.tokens
 
@@ -165,7 +162,7 @@ def test_bite_and_tar_are_what_they_say() -> None:
 
 def test_what_was_not_measured_is_none() -> None:
     batch = Batch()
-    spec = LossSpec(divergence="nll")
+    spec = single("nll")
     _, stats = selective_loss(None, batch.logits_q, batch.input_ids, batch.mask, spec)
     assert stats.alpha is None
     assert stats.tar == 1
@@ -208,7 +205,7 @@ def test_temperature_scales_the_divergence_and_leaves_the_gate_alone() -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_every_divergence_goes_with_every_gate(divergence: str) -> None:
     for verifier in ("none", "hellinger", *GATES):
-        loss, stats, grad = run(Batch(), LossSpec(divergence=divergence, verifier=verifier))
+        loss, stats, grad = run(Batch(), single(divergence, verifier=verifier))
         assert loss > 0
         assert torch.isfinite(grad).all()
         assert stats.bite is not None
@@ -233,6 +230,12 @@ def test_a_loss_that_is_no_number_stops_with_one_sentence() -> None:
     require_finite(TokenStats(), "step 1")
 
 
+def test_a_gate_without_a_teacher_is_refused() -> None:
+    batch = Batch()
+    with pytest.raises(InputError, match="nll with the verifier spec-k asks a teacher"):
+        selective_loss(None, batch.logits_q, batch.input_ids, batch.mask, single("nll", verifier="spec-k"))
+
+
 def test_a_batch_without_response_tokens_is_refused() -> None:
     batch = Batch()
     batch.mask[:] = False
@@ -243,7 +246,10 @@ def test_a_batch_without_response_tokens_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"divergence": "fkkl"}, "did you mean 'fkl'"),
+        ({"terms": (Term("fkkl"),)}, "did you mean 'fkl'"),
+        ({"terms": ()}, "at least one term"),
+        ({"share": 0.0}, "share of the tokens"),
+        ({"target": 1.5}, "share of the teacher"),
         ({"verifier": "topk"}, "did you mean 'top-k'"),
         ({"normaliser": "mean"}, "no normaliser"),
         ({"temperature": 0.0}, "temperature"),

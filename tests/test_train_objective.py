@@ -11,8 +11,9 @@ from training import six_updates, steps, train
 
 from selectkd_eval import pair
 from selectkd_eval.divergences import tvd
+from selectkd_eval.loss import rolled
 from selectkd_eval.prompts import encode_example, load_prompts
-from selectkd_eval.stress import corrupt, corruption
+from selectkd_eval.stress import corruption
 from selectkd_eval.verbs import TrainOptions
 
 
@@ -57,8 +58,8 @@ def test_noise_corrupts_the_teachers_word_on_the_token_it_is_drawn_for(base: Tra
         with torch.inference_mode():
             logits = teacher.model(torch.tensor([ids])).logits
         # The logits at t - 1 speak about token t.
-        noisy = corrupt(logits[:, :-1], torch.tensor([shifts[1:]]))
-        agreed = 1 - tvd(noisy.log_softmax(-1), logits[:, :-1].log_softmax(-1))[0]
+        noisy = rolled(logits[0, :-1], torch.tensor(shifts[1:]))
+        agreed = 1 - tvd(noisy.log_softmax(-1), logits[0, :-1].log_softmax(-1))
         overlap += agreed[torch.tensor(response[1:])].tolist()
     assert steps(record)[0]["alpha"] == pytest.approx(sum(overlap) / len(overlap), abs=1e-5)
     assert 0.5 < steps(record)[0]["alpha"] < 0.95

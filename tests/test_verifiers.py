@@ -12,13 +12,9 @@ from torch import Tensor
 
 from selectkd_eval.divergences import tvd
 from selectkd_eval.errors import InputError
-from selectkd_eval.verifiers import (
-    hellinger,
-    spec_k_expected,
-    spec_k_sampled,
-    token_weights,
-    top_k,
-)
+from selectkd_eval.objective import LossSpec, single
+from selectkd_eval.token_stats import Rows, Weighed, weigh
+from selectkd_eval.verifiers import hellinger, spec_k_expected, top_k
 
 GATES = ["top-k", "spec-k"]
 
@@ -27,6 +23,21 @@ def pair(seed: int = 0, shape: tuple[int, ...] = (2, 4, 9), scale: float = 2.0) 
     generator = torch.Generator().manual_seed(seed)
     p, q = (scale * torch.randn(shape, generator=generator) for _ in range(2))
     return p.log_softmax(-1), q.log_softmax(-1)
+
+
+def k_draws(log_p: Tensor, log_q: Tensor, k: int, seed: int = 0) -> Tensor:
+    """Algorithm 1 by the letter: k tokens drawn from q, each accepted where r < p / q (Eqs. 10-12). (N, V) -> (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.multinomial(log_q.exp(), k, replacement=True, generator=generator)
+    ratio = (log_p.gather(-1, draws) - log_q.gather(-1, draws)).exp()
+    return (torch.rand(draws.shape, generator=generator) < ratio).any(-1).float()
+
+
+def gate(log_p: Tensor, log_q: Tensor, spec: LossSpec, uniform: Tensor | None = None) -> Weighed:
+    """The gate of training on N tokens, ``(N, V)``."""
+    n = log_q.shape[0]
+    rows = Rows(torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long), torch.tensor([n]), uniform=uniform)
+    return weigh(log_p, log_q, log_p.exp(), log_q.exp(), rows, spec)
 
 
 def probabilities(*values: float) -> Tensor:
@@ -52,15 +63,20 @@ def test_ties_are_pinned() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_sampled_spec_k_accepts_as_often_as_the_closed_form_says(k: int) -> None:
-    log_p, log_q = pair(seed=1, shape=(1, 3, 6))
+def test_sampled_spec_k_and_algorithm_1_accept_as_often_as_the_closed_form_says(k: int) -> None:
+    log_p, log_q = pair(seed=1, shape=(1, 6))
     n = 20_000
-    many_p, many_q = log_p.expand(n, 3, 6), log_q.expand(n, 3, 6)
-    frequency = spec_k_sampled(many_p, many_q, k, torch.Generator().manual_seed(0)).mean(0)
-    expected = spec_k_expected(log_p, log_q, k)[0]
-    error = (expected * (1 - expected) / n).sqrt()
-    assert ((frequency - expected).abs() < 4.5 * error).all()
-    assert (error < 0.004).all()
+    many_p, many_q = log_p.expand(n, 6), log_q.expand(n, 6)
+    coins = torch.rand(n, generator=torch.Generator().manual_seed(2))
+    sampled = gate(many_p, many_q, single("fkl", verifier="spec-k", k=k, spec_mode="sampled"), coins).acceptance
+    expected = spec_k_expected(log_p, log_q, k).item()
+    assert expected == pytest.approx(1 - tvd(log_p, log_q).item() ** k)
+    error = math.sqrt(expected * (1 - expected) / n)
+    assert error < 0.004
+    assert sampled is not None
+    assert set(sampled.tolist()) == {0.0, 1.0}
+    for frequency in (sampled.mean().item(), k_draws(many_p, many_q, k).mean().item()):
+        assert abs(frequency - expected) < 4.5 * error
 
 
 def test_closed_form_by_hand() -> None:
@@ -71,32 +87,11 @@ def test_closed_form_by_hand() -> None:
 
 def test_disjoint_models_are_always_rejected_and_equal_ones_always_accepted() -> None:
     log_p, log_q = probabilities(1.0, 0.0), probabilities(0.0, 1.0)
-    generator = torch.Generator().manual_seed(0)
-    for accept in (
-        spec_k_expected(log_p, log_q, 5),
-        spec_k_sampled(log_p, log_q, 5, generator),
-        top_k(log_p, log_q, 1),
-    ):
+    for accept in (spec_k_expected(log_p, log_q, 5), top_k(log_p, log_q, 1), k_draws(log_p[0], log_q[0], 5)):
         assert accept.item() == 0
     log_p, _ = pair()
-    for accept in (
-        spec_k_expected(log_p, log_p, 1),
-        spec_k_sampled(log_p, log_p, 1, generator),
-        top_k(log_p, log_p, 1),
-    ):
+    for accept in (spec_k_expected(log_p, log_p, 1), top_k(log_p, log_p, 1), k_draws(log_p[0], log_p[0], 1)):
         assert (accept == 1).all()
-
-
-def test_one_generator_per_sentence_makes_gates_independent_of_the_batch() -> None:
-    log_p, log_q = pair(seed=5, shape=(4, 6, 9))
-
-    def generators() -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in range(4)]
-
-    together = spec_k_sampled(log_p, log_q, 1, generators())
-    alone = [spec_k_sampled(log_p[i : i + 1], log_q[i : i + 1], 1, [g]) for i, g in enumerate(generators())]
-    torch.testing.assert_close(together, torch.cat(alone))
-    assert 0 < together.mean() < 1
 
 
 def test_hellinger_is_the_distance_of_equation_7() -> None:
@@ -110,27 +105,25 @@ def test_hellinger_is_the_distance_of_equation_7() -> None:
 @pytest.mark.parametrize("name", GATES)
 @pytest.mark.parametrize("beta", [0.0, 0.01, 1.0])
 def test_weights_run_from_beta_to_one(name: str, beta: float) -> None:
-    log_p, log_q = pair()
-    weight, acceptance = token_weights(name, log_p, log_q, k=2, beta=beta)
-    assert acceptance is not None
-    torch.testing.assert_close(weight, beta + (1 - beta) * acceptance)
-    assert weight.min() >= beta
-    assert weight.max() <= 1
+    log_p, log_q = pair(shape=(8, 9))
+    found = gate(log_p, log_q, single("fkl", verifier=name, k=2, beta=beta))
+    assert found.acceptance is not None
+    torch.testing.assert_close(found.weight, beta + (1 - beta) * found.acceptance)
+    assert found.weight.min() >= beta
+    assert found.weight.max() <= 1
 
 
 def test_hellinger_score_has_neither_acceptance_nor_beta() -> None:
-    log_p, log_q = pair()
-    weights = [token_weights("hellinger", log_p, log_q, k=5, beta=beta) for beta in (0.0, 1.0)]
-    torch.testing.assert_close(weights[0][0], weights[1][0])
-    assert weights[0][1] is None
+    log_p, log_q = pair(shape=(8, 9))
+    found = [gate(log_p, log_q, single("fkl", verifier="hellinger", beta=beta)) for beta in (0.0, 1.0)]
+    torch.testing.assert_close(found[0].weight, found[1].weight)
+    assert found[0].acceptance is None
 
 
 @pytest.mark.parametrize("name", ["none", "hellinger", *GATES])
 def test_weights_carry_no_gradient(name: str) -> None:
-    log_p, start = pair()
-    log_q = start.clone().requires_grad_()
-    weight, _ = token_weights(name, log_p, log_q, k=5, beta=0.01)
-    assert not weight.requires_grad
+    log_p, start = pair(shape=(8, 9))
+    assert not gate(log_p, start.clone().requires_grad_(), single("fkl", verifier=name)).weight.requires_grad
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,11 +142,5 @@ def test_acceptance_grows_with_k_and_stays_a_probability(seed: int, k: int, scal
     [(0, 0.1, "k counts"), (5, -0.1, "beta is the weight"), (5, 1.1, "beta is the weight")],
 )
 def test_a_gate_that_cannot_be_meant_is_refused(k: int, beta: float, message: str) -> None:
-    log_p, log_q = pair()
     with pytest.raises(InputError, match=message):
-        token_weights("top-k", log_p, log_q, k=k, beta=beta)
-
-
-def test_a_gate_without_a_teacher_is_refused() -> None:
-    with pytest.raises(InputError, match="teacher"):
-        token_weights("spec-k", None, pair()[1], k=5, beta=0.1)
+        LossSpec(verifier="top-k", k=k, beta=beta)

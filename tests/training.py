@@ -59,3 +59,9 @@ def assert_same(a: Weights, b: Weights, **tolerance: float) -> None:
 
 def steps(record: records.Record) -> list[dict[str, Any]]:
     return [row for row in record.rows if row["event"] == "step"]
+
+
+def results(record: records.Record) -> list[dict[str, Any]]:
+    """The rows without what they cost, which differs from run to run."""
+    costs = ("seconds", "tokens_per_s", "rows_per_s", "peak_gb")
+    return [{name: value for name, value in row.items() if name not in costs} for row in record.rows]
