@@ -118,6 +118,11 @@ def _terms(recipe: Recipe, options: TrainOptions) -> tuple[Term, ...]:
 
 def gather(recipe: Recipe, spec: LossSpec, options: TrainOptions) -> Materials:
     """Load the models and the text; teacher and reference only when the recipe asks for them."""
+    if options.teacher_noise and recipe.policy not in ("dataset", "teacher"):
+        raise InputError(
+            f"--teacher-noise corrupts fixed positions of fixed text, but {recipe.name} trains on text written during "
+            "training: leave it out, or take a recipe on fixed text"
+        )
     device = environment.device(options.device)
     frozen = torch.bfloat16 if options.bf16 else torch.float32
     student = pair.load_model(options.student, device, attention=options.attention)
