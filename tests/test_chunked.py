@@ -194,6 +194,25 @@ def test_bf16_to_rounding(divergence: str) -> None:
         assert float((ours - autograd).abs().max()) <= 0.02 * float(autograd.abs().max())
 
 
+def test_half_precision_gradients_in_the_rows_of_fp32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which hands out the fp32 sums of bf16 products: gradients then lie in the first half of a row."""
+
+    def products_(head: Head, hidden: Tensor, out: Tensor) -> Tensor:
+        return torch.mm(hidden.float(), head.weight.float().T, out=out)
+
+    monkeypatch.setattr(Head, "products_", products_)
+    monkeypatch.setattr(Head, "product_dtype", torch.float32)
+    c, spec = case(torch.bfloat16, seed=8), single("srkl", verifier="spec-k")
+    loss, _, found = chunked(c, spec, chunk=5)
+    leaves = [leaf.detach().float().requires_grad_() for leaf in c.leaves]
+    exact = Case(c.hidden_p.float(), Head(c.head_p.weight.float()), leaves[0], Head(*leaves[1:]), c.rows)
+    expected, _, gradients = plain(exact, spec)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for ours, autograd in zip(found, gradients, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours - autograd).abs().max()) <= 0.01 * float(autograd.abs().max())
+
+
 def test_autocast_multiplies_in_its_own_precision_and_returns_full_gradients() -> None:
     c, spec = case(torch.float32, seed=9), single("fkl", verifier="spec-k")
     full = chunked(c, spec)
