@@ -188,7 +188,15 @@ def _as_rank(rank: int, pair: TinyPair, data: Path, out: Path) -> None:
     author = tiny_author(pair, batch_size=3)
     examples = training_set(author, load_prompts(str(data)))
     mine = examples[rank * 5 : rank * 5 + 5]
+    alone, asked = Author.write, []
+
+    def counted(self: Author, some: list[Example], occasion: str) -> Any:
+        asked.extend(some)
+        return alone(self, some, occasion)
+
+    Author.write = counted  # type: ignore[method-assign]  # this process ends with the test
     together = pairs(author, examples, data, out).update(mine, at(1))
+    assert len(asked) == 5, "the ranks share the work"
     policy = text_policy("student", {}, author, archive=tiny_archive(author, data, out))
     rolled = policy.update(mine, at(1))
     policy.finish()

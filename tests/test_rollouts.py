@@ -75,6 +75,7 @@ def test_other_updates_and_seeds_give_other_rollouts(author: Author, examples: l
 
 
 def test_writing_leaves_modes_and_random_state_alone(author: Author, examples: list[Example]) -> None:
+    author.student.train()
     author.student.model.layers[0].eval()  # a part that somebody froze
     modes = [module.training for module in author.student.modules()]
     state = torch.get_rng_state()
@@ -200,6 +201,14 @@ def test_replay_by_hand(author: Author, examples: list[Example], decreasing: flo
             assert texts == batch
         assert policy.readings()["buffer"] == len(buffer)
     assert seen == {"new", "replayed", "data"}
+
+
+def test_the_first_update_is_one_of_t_in_the_falling_threshold(author: Author, examples: list[Example]) -> None:
+    """Between phi (1 - t/T) and phi (1 - (t - 1)/T) the buffer answers: t counts from 1, as in the released code."""
+    step = next(t for t in range(1, 20) if 1 - t / 20 <= share("replay", author.seed, t) < 1 - (t - 1) / 20)
+    policy = Replay(author, {**REPLAY, "phi": 1.0, "capacity": 1})
+    policy.buffer.append(examples[0].answered([7], "student"))
+    assert policy.update(examples[1:2], at(step, 20)) == [examples[0].answered([7], "student")]
 
 
 def test_a_resumed_replay_goes_on_as_it_would_have(author: Author, examples: list[Example]) -> None:
