@@ -28,7 +28,6 @@ from selectkd_eval.gradients import value_and_gradient
 from selectkd_eval.heads import Head, add_weight_gradient_
 from selectkd_eval.loss import LOG_ZERO, described, require_targets, rolled, temperatures
 from selectkd_eval.objective import LossSpec, Term
-from selectkd_eval.selection import Scores, joined, planned, read, scores
 from selectkd_eval.token_stats import Rows, TokenStats, Weighed, stats_of, summed, weigh
 
 # Bytes of the two product buffers together, and elements of a block's rows. On a CPU a row of 152k entries and the
@@ -51,7 +50,6 @@ def chunked_loss(
     chunk: int = 0,
     *,
     watch: bool = False,
-    reference: tuple[Tensor, Head] | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """The loss of N response tokens and its statistics, as `loss.token_loss` on the logits of the same hidden states.
 
@@ -59,51 +57,19 @@ def chunked_loss(
     sizes are cut to the common part. ``denominator``: the normaliser's count for the whole update; by default these
     tokens' own. ``chunk``: tokens at a time; 0 chooses from vocabulary, precision and device. Gradients reach
     ``hidden_q`` and the weight and bias of ``head_q`` where they ask for one; a half-precision weight's gradient is
-    summed over the chunks in its own precision, as over micro-batches. ``reference``: hidden states and head of
-    AdaSPEC's reference model, where the rows have no plan yet.
+    summed over the chunks in its own precision, as over micro-batches. ``rows`` need their plan where the
+    specification asks for one: these tokens have been looked at before (`survey`).
     """
     if (hidden_p is None or head_p is None) and spec.needs_teacher:
         raise InputError(f"the objective {described(spec)} asks a teacher, but no teacher was given; pass --teacher")
     require_targets(rows, *(head.weight.T for head in (head_p, head_q) if head is not None))
-    if spec.needs_reading and rows.plan is None:
-        found = chunked_scores(hidden_p, head_p, hidden_q, head_q, rows, spec, chunk, reference=reference)
-        rows = replace(rows, plan=planned(spec, read(spec, found), found))
+    assert rows.plan is not None or not spec.needs_reading, "the update must be surveyed before its loss"
     sweep = _Sweep(hidden_p, head_p, hidden_q, head_q, rows, chunk)
     objective = _Objective(sweep, spec, watch)
     with torch.autocast(hidden_q.device.type, enabled=False):
         total = _Gradient.apply(hidden_q, head_q.weight, head_q.bias, objective)
     stats = stats_of(summed(rows, spec, objective.divergence, objective.weighed), rows, watch)
     return total / (denominator or stats.denominator(spec.normaliser)), stats
-
-
-@torch.no_grad()
-def chunked_scores(
-    hidden_p: Tensor | None,
-    head_p: Head | None,
-    hidden_q: Tensor,
-    head_q: Head,
-    rows: Rows,
-    spec: LossSpec,
-    chunk: int = 0,
-    *,
-    reference: tuple[Tensor, Head] | None = None,
-) -> Scores:
-    """What the specification chooses tokens by (`selection.scores`), from hidden states: the survey of an update."""
-    sweep = _Sweep(hidden_p, head_p, hidden_q, head_q, rows, chunk)
-    third = None
-    if reference is not None:
-        third = _Products(reference[0], _prepared(reference[1], reference[1].weight.shape[0]))
-        third.reserve(sweep.chunk, sweep.block)
-    parts = []
-    with torch.autocast(hidden_q.device.type, enabled=False):
-        for start, stop in sweep.chunks():
-            if third is not None:
-                third.fill(start, stop)
-            for here, at in sweep.blocks(start, stop):
-                log_p, log_q = sweep.log_probabilities(here, at)[:2]
-                log_r = None if third is None else _log_softmax_(third.logits(at))
-                parts.append(scores(spec, log_p, log_q, rows.targets[here], log_r))
-    return joined(parts)
 
 
 class _Products:
