@@ -39,4 +39,5 @@ clean:
 
 .venv/dev.stamp: .venv/torch.stamp pyproject.toml
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps liger-kernel  # an oracle in tests; the triton that it would bring is not used by them
 	@touch $@ .venv/demo.stamp
