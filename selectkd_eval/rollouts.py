@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from selectkd_eval.archive import Archive, Ledger, rank
+from selectkd_eval.archive import Archive, Ledger, from_all, rank
 from selectkd_eval.author import Author, Written, share
 from selectkd_eval.batches import Example
 from selectkd_eval.controllers import Moment
@@ -166,8 +166,8 @@ class Rollouts(Unchanged):
         return [next(texts).example if mine else example for example, mine in zip(examples, new, strict=True)]
 
     def readings(self) -> dict[str, float]:
-        """How many responses were written for this update on this rank, their mean length in tokens, and the share cut
-        at the limit.
+        """How many responses were written for this update, their mean length in tokens, and the share cut at the
+        limit.
         """
         return self._readings
 
@@ -182,13 +182,16 @@ class Rollouts(Unchanged):
     def _write(self, examples: Sequence[Example], moment: Moment) -> list[Written]:
         written = self._respond(examples, moment) if examples else []
         self.ledger.keep(moment.step, written)
-        self._readings = {"rollouts": len(written)}
-        if written:
-            self._readings |= {
-                "rollout_tokens": fmean(len(one.generation.tokens) for one in written),
-                "rollout_cut": fmean(one.generation.finish == "length" for one in written),
-            }
+        own = [(len(one.generation.tokens), one.generation.finish == "length", one.kept) for one in written]
+        self._readings = self._measured(from_all(own))
         return written
+
+    def _measured(self, texts: Sequence[tuple[int, bool, float]]) -> dict[str, float]:
+        """Of every rank's texts: tokens, whether cut at the limit, share that the student proposed."""
+        if not texts:
+            return {"rollouts": 0}
+        tokens, cut, _ = zip(*texts, strict=True)
+        return {"rollouts": len(texts), "rollout_tokens": fmean(tokens), "rollout_cut": fmean(cut)}
 
     def _respond(self, examples: Sequence[Example], moment: Moment) -> list[Written]:
         return self.author.write(examples, moment.step)
@@ -228,11 +231,9 @@ class Interleaved(Rollouts):
         teacher = Sampling(self.numbers["teacher_temperature"], self.numbers["teacher_top_p"])
         return interleave(self.author, examples, moment.step, top=top, teacher_sampling=teacher)
 
-    def _write(self, examples: Sequence[Example], moment: Moment) -> list[Written]:
-        written = super()._write(examples, moment)
-        if written:
-            self._readings["kept_tokens"] = fmean(one.kept for one in written)
-        return written
+    def _measured(self, texts: Sequence[tuple[int, bool, float]]) -> dict[str, float]:
+        own = {"kept_tokens": fmean(kept for _, _, kept in texts)} if texts else {}
+        return super()._measured(texts) | own
 
     def _decoding(self) -> dict[str, Any]:
         return {"interleaved": dict(self.numbers)}

@@ -26,7 +26,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.materials import Materials
 from selectkd_eval.method import STATE
 from selectkd_eval.pair import TRAINING_CARD
-from selectkd_eval.ranks import launched
+from selectkd_eval.ranks import launched, sharded
 from selectkd_eval.recipes import method_labels
 from selectkd_eval.student import teachable
 from selectkd_eval.trainer import SelectiveTrainer
@@ -163,7 +163,7 @@ def _train(ready: Materials, record: records.Writer, save: Path, card: dict[str,
     arguments = _arguments(save, ready.steps, options)
     arguments.eval_on_start = resume.last is None and resume.result is None
     student = _trainable(ready.student.model, options)
-    method = materials.method(ready, student, training, held_out, options)
+    method = materials.method(ready, student, training, held_out, options, sharded=sharded())
     callbacks: list[Any] = [Course(card, options.keep_checkpoints)]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=options.patience))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -16,12 +17,12 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from conftest import REPOSITORY, TinyPair
+from safetensors.torch import load_file
 from test_interrupted_training import cut_back
 from training import Weights, assert_same, six_updates, steps, train
 
@@ -37,13 +38,14 @@ WRITING = {"recipe": "gkd", "generation_max_new_tokens": 8, "generation_batch_si
 
 class Case(NamedTuple):
     """`changes` of the options; `sharded`: FSDP instead of DDP; `after`: a finished case, killed shortly after update
-    `killed` (of six: before the student was saved) and continued.
+    `killed` (of six: before the student was saved) and continued; `refused`: in these words.
     """
 
     changes: dict[str, Any]
     sharded: bool = False
     after: str = ""
     killed: int = 4
+    refused: str = ""
 
 
 CASES = {
@@ -61,12 +63,13 @@ CASES = {
     "fsdp-two-passes": Case({"normaliser": "selected_tokens", "accumulation": 2}, sharded=True),
     "fsdp-controller": Case(SCHEDULED, sharded=True),
     "fsdp-lora": Case(LORA, sharded=True),
-    "fsdp-student-text": Case(WRITING, sharded=True),
+    "fsdp-student-text": Case(WRITING, sharded=True, refused="a student sharded over the ranks"),
     "ddp-continued": Case(SCHEDULED, after="ddp-controller"),
     "fsdp-continued": Case(SCHEDULED, sharded=True, after="fsdp-controller"),
     "fsdp-lora-saved-late": Case(LORA, sharded=True, after="fsdp-lora", killed=6),
     "fsdp-saved-late": Case(SCHEDULED, sharded=True, after="fsdp-controller", killed=6),
 }
+TRAINED = {name: case for name, case in CASES.items() if not case.refused}
 # A second run of the same command in the same number of processes is the same to the bit.
 ROUNDING = {"rtol": 0.0, "atol": 2e-4}
 COSTS = ("seconds", "tokens_per_s", "rows_per_s", "peak_gb")
@@ -111,8 +114,7 @@ def outcomes(base: TrainOptions) -> dict[str, tuple[Outcome, Outcome]]:
         finally:
             two.terminate()  # of a launcher that hangs; one that has ended does not hear it
     assert two.returncode == 0, (work / "launch.log").read_text()[-6000:]
-    together = {name: outcome_of(options) for name, (options, _) in halved.items()}
-    return {name: (alone[reference(case, alone)], together[name]) for name, case in CASES.items()}
+    return {name: (alone[reference(case, alone)], outcome_of(halved[name][0])) for name, case in TRAINED.items()}
 
 
 def reference(case: Case, alone: dict[str, Outcome]) -> str:
@@ -120,38 +122,35 @@ def reference(case: Case, alone: dict[str, Outcome]) -> str:
 
 
 def outcome_of(options: TrainOptions) -> Outcome:
-    from safetensors.torch import load_file
-
     record = records.read(records.record_path("train", options))
     return Outcome(record, load_file(record.path.with_suffix("") / "model.safetensors"))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_train_the_student_of_one(name: str, outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
     one, two = outcomes[name]
     assert [row["step"] for row in steps(two.record)] == list(range(1, 7))
     for ours, theirs in zip(two.record.rows, one.record.rows, strict=True):
-        assert ours.keys() == theirs.keys()
-        for column in ours.keys() - set(COSTS):
-            assert ours[column] == pytest.approx(theirs[column], rel=2e-4, abs=1e-5, nan_ok=True), (name, column)
+        assert measured(ours) == pytest.approx(measured(theirs), rel=2e-4, abs=1e-5, nan_ok=True)
     assert_same(two.weights, one.weights, **ROUNDING)
-    learned = max(float((weight - one_start).abs().max()) for weight, one_start in moved(two, outcomes))
-    assert learned > 100 * ROUNDING["atol"]
+    start = load_file(Path(two.record.options["student"]) / "model.safetensors")
+    learned = max(float((weight - start[key]).abs().max()) for key, weight in two.weights.items())
+    assert learned > 50 * ROUNDING["atol"]
 
 
-def moved(outcome: Outcome, outcomes: dict[str, tuple[Outcome, Outcome]]) -> Iterator[tuple[Any, Any]]:
-    """The student's weights beside those it began with."""
-    from safetensors.torch import load_file
-
-    start = load_file(Path(outcome.record.options["student"]) / "model.safetensors")
-    return ((weight, start[name]) for name, weight in outcome.weights.items())
+def measured(row: dict[str, Any]) -> dict[str, float]:
+    """All numbers of a row but its costs, those in lists one by one."""
+    numbers: dict[str, float] = {}
+    for column, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        numbers |= {f"{column} {at}": each for at, each in enumerate(values) if isinstance(each, int | float)}
+    return {column: value for column, value in numbers.items() if column.split()[0] not in COSTS}
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.after])
 def test_a_killed_run_goes_on_to_the_same_student(name: str, outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
     whole, continued = outcomes[CASES[name].after][1], outcomes[name][1]
-    free = [{key: value for key, value in row.items() if key not in COSTS} for row in continued.record.rows]
-    assert free == [{key: value for key, value in row.items() if key not in COSTS} for row in whole.record.rows]
+    assert list(map(measured, continued.record.rows)) == list(map(measured, whole.record.rows))
     assert_same(continued.weights, whole.weights)
 
 
@@ -180,10 +179,12 @@ def train_every_case(work: Path) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         print(name, flush=True)
-        with contextlib.redirect_stdout(sys.stderr):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
             status = main(Job("train", options).arguments)
-        if status:
-            sys.exit(status)
+        print(said.getvalue(), file=sys.stderr)
+        if status != (2 if case.refused else 0) or case.refused not in said.getvalue():
+            sys.exit(f"{name} ended with {status}")
         assert torch.distributed.get_world_size() == 2
     torch.distributed.destroy_process_group()
 
