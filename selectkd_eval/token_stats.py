@@ -114,8 +114,8 @@ def weigh(
     finite.
     """
     ones = torch.ones(log_q.shape[0], dtype=log_q.dtype, device=log_q.device)
-    # Through the distance, so that two equal distributions overlap by exactly 1.
-    overlap = None if p is None else (1 - torch.linalg.vector_norm(p - q, ord=1, dim=-1) / 2).clamp(0, 1)
+    # Through the distance, so that two equal distributions overlap by exactly 1; a vector_norm takes twice as long.
+    overlap = None if p is None else (1 - (p - q).abs_().sum(-1) / 2).clamp(0, 1)
     weight, acceptance, rank = ones, None, None
     if log_p is not None and (watch or spec.verifier == "top-k"):
         rank = top_k(log_p, log_q, spec.k).to(ones.dtype)
