@@ -77,6 +77,8 @@ class _Products:
 
     def __init__(self, hidden: Tensor, head: Head) -> None:
         self.hidden, self.head = hidden.detach(), head
+        # Only a bias can close an entry altogether, with minus infinity; products of numbers are numbers.
+        self.closed = head.bias is not None
         self.buffer = self.scratch = hidden.new_empty(0)
 
     def reserve(self, chunk: int, block: int) -> None:
@@ -141,10 +143,10 @@ class _Sweep:
         log_p = None
         if self.teacher is not None:
             shifts = None if self.rows.shifts is None else self.rows.shifts[here]
-            log_p = _log_softmax_(rolled(self.teacher.logits(at), shifts))
+            log_p = _log_softmax_(rolled(self.teacher.logits(at), shifts), self.teacher.closed)
         z_q = self.student.logits(at)
         slope = self.student.head.slope(z_q)
-        return log_p, _log_softmax_(z_q), slope
+        return log_p, _log_softmax_(z_q, self.student.closed), slope
 
 
 class _Objective:
@@ -323,6 +325,7 @@ def _even(tokens: int, chunk: int) -> int:
     return math.ceil(tokens / math.ceil(tokens / chunk))
 
 
-def _log_softmax_(logits: Tensor) -> Tensor:
-    """`loss.log_softmax` in place."""
-    return torch.log_softmax(logits, -1, out=logits).clamp_min_(LOG_ZERO)
+def _log_softmax_(logits: Tensor, closed: bool = True) -> Tensor:
+    """`loss.log_softmax` in place; where no entry is `closed`, all are finite as they are."""
+    log_x = torch.log_softmax(logits, -1, out=logits)
+    return log_x.clamp_min_(LOG_ZERO) if closed else log_x
