@@ -25,6 +25,7 @@ from conftest import REPOSITORY, TinyPair
 from safetensors.torch import load_file
 from test_interrupted_training import cut_back
 from training import Weights, assert_same, six_updates, steps, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selectkd_eval import records
 from selectkd_eval.verbs import TrainOptions
@@ -63,6 +64,7 @@ CASES = {
     "fsdp-two-passes": Case({"normaliser": "selected_tokens", "accumulation": 2}, sharded=True),
     "fsdp-controller": Case(SCHEDULED, sharded=True),
     "fsdp-lora": Case(LORA, sharded=True),
+    "fsdp-lora-untied": Case({"student": "untied", **LORA}, sharded=True),
     "fsdp-student-text": Case(WRITING, sharded=True, refused="a student sharded over the ranks"),
     "ddp-continued": Case(SCHEDULED, after="ddp-controller"),
     "fsdp-continued": Case(SCHEDULED, sharded=True, after="fsdp-controller"),
@@ -88,6 +90,10 @@ def base(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Train
     data = directory / "data.jsonl"
     long = [row | {"answer": " ".join([row["answer"]] * (1 + i % 4))} for i, row in enumerate(rows)]
     data.write_text("".join(json.dumps(row) + "\n" for row in long))
+    untied = AutoModelForCausalLM.from_pretrained(tiny_pair.student, tie_word_embeddings=False)
+    untied.lm_head.weight.data.mul_(1.1)
+    untied.save_pretrained(directory / "untied")
+    AutoTokenizer.from_pretrained(tiny_pair.student).save_pretrained(directory / "untied")
     return dataclasses.replace(six_updates(tiny_pair, directory), data=str(data), keep_checkpoints=0)
 
 
@@ -95,30 +101,31 @@ def base(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Train
 def outcomes(base: TrainOptions) -> dict[str, tuple[Outcome, Outcome]]:
     """For each case what one process makes of it, and what two make of it."""
     work = base.out.parent
-    halved = {
-        name: (dataclasses.replace(base, **case.changes, batch_size=4, out=work / name), case)
-        for name, case in CASES.items()
-    }
+    halved = {name: (changed(base, case, batch_size=4, out=work / name), case) for name, case in CASES.items()}
     (work / "cases.pickle").write_bytes(pickle.dumps(halved))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
     launch += ["--config_file", str(REPOSITORY / "reports/reproduce/accelerate/fsdp.yaml"), __file__, str(work)]
     with (work / "launch.log").open("w") as log:
         two = subprocess.Popen(launch, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY)
         try:
-            alone = {
-                name: Outcome(*train(base, **case.changes, out=work / "alone" / name))
-                for name, case in CASES.items()
-                if not case.sharded and not case.after
-            }
-            two.wait(timeout=240)
+            alone: list[tuple[Case, Outcome]] = []
+            for name, case in TRAINED.items():
+                if not any(case.changes == known.changes for known, _ in alone):
+                    alone.append((case, Outcome(*train(changed(base, case, out=work / "alone" / name)))))
+            two.wait(timeout=300)
         finally:
             two.terminate()  # of a launcher that hangs; one that has ended does not hear it
     assert two.returncode == 0, (work / "launch.log").read_text()[-6000:]
-    return {name: (alone[reference(case, alone)], outcome_of(halved[name][0])) for name, case in TRAINED.items()}
+    return {
+        name: (next(one for known, one in alone if known.changes == case.changes), outcome_of(halved[name][0]))
+        for name, case in TRAINED.items()
+    }
 
 
-def reference(case: Case, alone: dict[str, Outcome]) -> str:
-    return next(name for name in alone if CASES[name].changes == case.changes)
+def changed(base: TrainOptions, case: Case, **more: Any) -> TrainOptions:
+    options = dataclasses.replace(base, **case.changes, **more)
+    known = {"untied": str(base.out.parent / "untied")}
+    return dataclasses.replace(options, student=known.get(options.student, options.student))
 
 
 def outcome_of(options: TrainOptions) -> Outcome:
