@@ -26,8 +26,11 @@ Role = Literal["teacher", "start", "student", "model"]
 # What makes two students of one label different set-ups. Seeds, names and places do not.
 _SETTINGS = (
     "recipe",
+    "variant",
+    "policy",
     "divergence",
-    "parameters",
+    "parameters",  # of the divergences, each a setting of its own
+    "constants",  # of the recipe, likewise
     "verifier",
     "k",
     "beta",
@@ -144,8 +147,9 @@ class Library:
     def label(self, method: Method) -> str:
         """The method's name in a table, with whatever tells it apart from others of the same name."""
         twins = [other for other in self.methods if other.label == method.label and other.role == method.role]
-        differing = [name for name in _SETTINGS if len({str(twin.get(name)) for twin in twins}) > 1]
-        words = [f"{name}={str(method.get(name))[:12]}" for name in differing if method.get(name) is not None]
+        names = dict.fromkeys(name for twin in twins for name, _ in twin.setting)
+        differing = [name for name in names if len({str(twin.get(name)) for twin in twins}) > 1]
+        words = [f"{name}={str(method.get(name))[:12]}" for name in differing if method.get(name) not in (None, "")]
         words += [method.variant] if method.variant else []
         return f"{method.label} ({', '.join(words)})" if words else method.label
 
@@ -249,10 +253,8 @@ class Library:
             "hellinger": {"k", "beta", "spec_mode"},
             "top-k": {"spec_mode"},
         }.get(str(training.get("verifier")), set())
-        setting = tuple(
-            (name, _hashable(training[name])) for name in _SETTINGS if name in training and name not in skipped
-        )
-        return label, setting
+        known = [name for name in _SETTINGS if name in training and name not in skipped]
+        return label, tuple(part for name in known for part in _settings(name, training[name]))
 
     def _role(self, card: Card) -> Role:
         if card.get("training"):
@@ -301,5 +303,8 @@ def _source(card: Card) -> str:
     return record.rpartition("-")[2] if record else str(card.get("fingerprint") or "")
 
 
-def _hashable(value: Any) -> Any:
-    return canonical(value) if isinstance(value, dict | list) else value
+def _settings(name: str, value: Any) -> list[tuple[str, Any]]:
+    """A setting, or each of those that stand together; TAID's constant alpha is not SKL's parameter alpha."""
+    if not isinstance(value, dict):
+        return [(name, canonical(value) if isinstance(value, list) else value)]
+    return [(f"constant {key}" if name == "constants" else key, value[key]) for key in sorted(value)]

@@ -100,7 +100,7 @@ def _terms(recipe: Recipe, options: TrainOptions) -> tuple[Term, ...]:
                 f"{' and '.join(dict.fromkeys(term.divergence for term in terms))}: leave it out, or name another"
             )
         wanted = choose(options.divergence, DIVERGENCES, "divergence")
-        terms = (Term(wanted.name, dict(wanted.parameters)),)
+        terms = (replace(terms[0], divergence=wanted.name, parameters=dict(wanted.parameters)),)
     for flag, name, value in (("--alpha", "alpha", options.alpha), ("--beta-jsd", "beta_jsd", options.beta_jsd)):
         if value is None:
             continue

@@ -201,6 +201,12 @@ def test_the_command_line_overrides_a_recipe() -> None:
     )
 
 
+def test_another_divergence_keeps_the_factor_of_its_term() -> None:
+    # Of pairs of texts, 1/S counts both halves: the factor 2 belongs to the pairs, not to the divergence.
+    pairs = loss_spec(recipe("gkd", "distillm2"), TrainOptions(divergence="fkl"))
+    assert pairs.terms == (Term("fkl", {}, coefficient=2.0),)
+
+
 def write(path: Path, prompts: dict[str, str | None]) -> str:
     path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in prompts.items()))
     return str(path)

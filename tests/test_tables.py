@@ -183,6 +183,17 @@ def test_seeds_trained_at_other_learning_rates_are_not_pooled(tmp_path: Path) ->
     assert labels == ["KD (lr=0.0001)", "KD (lr=0.001)"]
 
 
+def test_seeds_trained_with_other_constants_or_another_variant_are_not_pooled(tmp_path: Path) -> None:
+    for seed, share in ((0, 0.5), (1, 1.0)):
+        constants = {"base": 200.0, "lambda": share}
+        card = make.card("GKD", seed, recipe="gkd", parameters={"beta_jsd": 0.5}, constants=constants)
+        make.passk(tmp_path, card, n=10, skill=0.5)
+    for seed, variant in ((0, ""), (1, "code")):
+        make.passk(tmp_path, make.card("Ours", seed, recipe="adakd", variant=variant), n=10, skill=0.5)
+    labels = [r.label for block in tables.build(2, library(tmp_path), 50).blocks for r in block.rows]
+    assert labels == ["GKD (constant lambda=0.5)", "GKD (constant lambda=1.0)", "Ours", "Ours (variant=code)"]
+
+
 def test_two_students_of_one_seed_are_not_pooled(tmp_path: Path) -> None:
     one = make.card("KD", 0)
     make.passk(tmp_path, one | {"name": "first"}, n=10)
