@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 from selectkd_eval.pair import load_model
 from selectkd_eval.prompts import encode_example, load_prompts
@@ -156,6 +157,7 @@ def _model(where: Path, shape: Shape, width: int, layers: int, seed: int) -> Non
         eos_token_id=1,
         initializer_range=width**-0.5,  # logits of unit variance, so that the divergences are not vanishing
     )
+    disable_progress_bar()
     LlamaForCausalLM(config).save_pretrained(where)
 
 
