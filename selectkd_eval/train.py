@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as hf_logging
 
-from selectkd_eval import environment, materials, pair, records
+from selectkd_eval import environment, materials, pair, records, refusals
 from selectkd_eval.batches import Examples
 from selectkd_eval.checkpoints import find_resume, require_space, require_writable, saving, write_card
 from selectkd_eval.course import Course
@@ -37,7 +38,7 @@ def run(options: TrainOptions) -> int | None:
     """Train (or finish training) one student and print its record's path."""
     recipe = materials.chosen_recipe(options)
     spec = materials.loss_spec(recipe, options)
-    _check(options)
+    refusals.check(recipe, spec, options)
     if options.save:
         require_writable(options.save)
     environment.set_threads(options.threads)
@@ -59,22 +60,6 @@ def run(options: TrainOptions) -> int | None:
         if launched().rank == 0:
             print(record.path)
     return None
-
-
-def _check(options: TrainOptions) -> None:
-    if options.batch_size < 1 or not 1 <= options.accumulation <= options.batch_size:
-        raise InputError(
-            f"--batch-size {options.batch_size} cannot be cut into --accumulation {options.accumulation} passes: "
-            "give at least one sequence for each"
-        )
-    if options.lr <= 0 or options.steps < 0 or (options.steps == 0 and options.epochs <= 0):
-        raise InputError("training needs --lr above 0 and either --steps or --epochs above 0")
-    if not 0 <= options.teacher_noise <= 1:
-        raise InputError(f"--teacher-noise is a share of positions in [0, 1], but {options.teacher_noise} was given")
-    if options.device.startswith("cuda:") and options.device != "cuda:0":
-        raise InputError(
-            f"train uses the first visible GPU: set CUDA_VISIBLE_DEVICES instead of --device {options.device}"
-        )
 
 
 # Students that differ in one of these are different set-ups, whatever their seeds.
@@ -215,6 +200,7 @@ def _whole(trainer: SelectiveTrainer, options: TrainOptions) -> Any:
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return None
+    unset_hf_deepspeed_config()  # or ZeRO-3 would spread this model, too, while it is loaded, and wait for the others
     model = _trainable(pair.load_model(options.student).model, options)
     model.load_state_dict(weights)
     return model
