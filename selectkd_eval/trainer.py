@@ -88,14 +88,12 @@ class SelectiveTrainer(Trainer):
         denominator = self._denominator(questions)
         self._settle(model, questions, denominator, moment)
         model.train()
-        total, stats = torch.zeros((), device=self.args.device), TokenStats()
+        stats = TokenStats()
         for question in questions:
             last = question is questions[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 # Data-parallel ranks average their gradients; each holds its share of a global sum.
-                loss = model(question=question) * self.accelerator.num_processes
-                self.accelerator.backward(loss)
-            total += loss.detach()
+                self.accelerator.backward(model(question=question) * self.accelerator.num_processes)
             stats = stats + question.stats
             question.forget()
         self._update = self._over_ranks(stats)
@@ -104,11 +102,13 @@ class SelectiveTrainer(Trainer):
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(repair)
+        loss = self._update.loss(method.spec.normaliser)
         for controller in method.controllers:
-            controller.observe(self._update.loss(method.spec.normaliser), moment)
-        self._watch.update(self._update, method.spec, moment.step)
+            controller.observe(loss, moment)
+        if self.is_world_process_zero():
+            self._watch.update(self._update, method.spec, moment.step)
         self._seconds = time.perf_counter() - began
-        return total / self.accelerator.num_processes
+        return torch.tensor(loss, device=self.args.device)
 
     def _moment(self) -> Moment:
         step, steps = self.state.global_step + 1, self.state.max_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def test_selected_tokens_divides_the_gradient_by_the_selected_weight(base: Train
     assert a["mean_weight"] < 0.9
     assert b["grad_norm"] == pytest.approx(a["grad_norm"] / a["mean_weight"], rel=1e-4)
     assert b["loss"] == pytest.approx(a["loss"] / a["mean_weight"], rel=1e-6)
+
+
+def test_the_loss_beside_the_bar_is_the_records(base: TrainOptions) -> None:
+    record, _ = train(base, k=1, steps=2, accumulation=3, normaliser="selected_tokens", keep_checkpoints=0)
+    state = json.loads((record.path.with_suffix("") / "checkpoint-2" / "trainer_state.json").read_text())
+    told = [entry["loss"] for entry in state["log_history"] if "grad_norm" in entry]
+    assert told == pytest.approx([row["loss"] for row in steps(record)], rel=1e-6)
 
 
 def test_validation_is_the_plain_divergence_whatever_the_gate(base: TrainOptions) -> None:
