@@ -369,3 +369,24 @@ def test_a_task_waits_for_what_it_needs() -> None:
         assert reference == str(needed.jobs[0].options.save)
         assert methods._next([task], {"teacher's text"}) is None
         assert methods._next([task], {"teacher's text", needed.name}) is task
+
+
+def test_a_failed_task_stops_only_what_needs_it_and_finished_ones_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = AnswerOptions(prompts="mini-stories", limit=2, max_new_tokens=4, name="good", out=tmp_path, threads=1)
+    missing = PasskOptions(model=str(tmp_path / "nowhere"), name="bad", out=tmp_path, threads=1)
+    tasks = [
+        methods.Task("bad", [methods.Job("passk", missing)]),
+        methods.Task("after bad", [methods.Job("answer", replace(answer, limit=1))], ("bad",)),
+        methods.Task("good", [methods.Job("answer", answer)]),
+    ]
+    monkeypatch.setattr(methods.Comparison, "tasks", lambda self: iter(tasks))
+    comparison = methods.Comparison(tmp_path, (0,))
+    assert methods.work(comparison, 1) == 2
+    said = capsys.readouterr().err
+    assert "no model directory" in said and "after bad, bad" in said
+    assert methods.finished(tasks[2].jobs[0].record, answer)
+    monkeypatch.setattr(methods.Comparison, "tasks", lambda self: iter(tasks[2:]))
+    assert methods.work(comparison, 1) == 0
+    assert "1 runs, 1 finished before" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 One student goes on for the same number of updates of the same number of prompts under every method, and is measured on
 the same held-out problems. The set-up is the demo's (`selectkd_eval/demo/plan.py`): SFT learns from the labelled text,
-everything else starts from what the teacher wrote. Two epochs, because some methods change with the epoch.
+everything else starts from what the teacher wrote to as many other prompts. Two epochs, because some methods change
+with the epoch.
 
 Every command is one that could be typed; they run side by side in processes that keep torch loaded, in an order in
 which a whole seed is done before the next begins. What is finished is skipped. SpecKD has a gate of its own, so
@@ -33,10 +34,10 @@ from selectkd_eval.recipes import RECIPES
 from selectkd_eval.verbs import AnswerOptions, PasskOptions, TableOptions, TarOptions, TrainOptions
 
 GATES = ("none", "top-k", "spec-k")
-WRITTEN = {"mini-gsm": 480, "mini-stories": 160}  # prompts that the teacher answers
-PROMPTS, UPDATES = 16, 80  # 80 x 16 prompts: two passes over what the teacher wrote
+WRITTEN = {"mini-gsm": 600, "mini-stories": 200}  # prompts that the teacher answers: as many as have labels
+PROMPTS, UPDATES = 16, 100  # two passes over either
 LONGEST = 96  # tokens of an answer
-LAST = ("adaspec",)  # needs the plain KD student of its seed
+LAST = ("adaspec", "distillspec", "skd")  # needs the plain KD student of its seed; write anew for every update, slowly
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Comparison:
         yield Task("teacher's text", [self.text(family) for family in WRITTEN])
         for name in ("teacher", "student"):
             yield Task(name, self.measured(name, f"embedded:{name}"))
-        order = sorted(self.recipes, key=lambda recipe: (recipe in LAST, recipe != "kd"))
+        order = sorted(self.recipes, key=lambda name: (LAST.index(name) if name in LAST else -1, name != "kd"))
         for seed in self.seeds:
             for recipe in order:
                 for gate in GATES:
@@ -120,8 +121,8 @@ class Comparison:
             schedule="linear",
             warmup=0.125,
             max_length=160,
-            eval_every=UPDATES // 4,
-            save_every=UPDATES // 2,
+            eval_every=UPDATES // 2,
+            save_every=UPDATES,
             keep_checkpoints=1,
             save=self.student(name),
             threads=1,

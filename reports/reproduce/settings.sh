@@ -30,7 +30,7 @@
 : "${WARMUP:=0.1}"                     # released
 : "${WEIGHT_DECAY:=0}"                 # released: the trainer's default
 : "${CLIP:=1.0}"                       # released: the trainer's default
-: "${BATCH:=128}"                      # DistiLLM-2 Table 11: sequences per update over all processes
+: "${BATCH:=128}"                      # DistiLLM-2 Table 11: prompts per update over all processes; a pair is one
 : "${MAX_LENGTH:=1024}"                # released: prompt and answer, in tokens
 : "${EVAL_EVERY:=100}"                 # ours: updates between two validations
 : "${PATIENCE:=3}"                     # ours: the paper stops early and does not say when
