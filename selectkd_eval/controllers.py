@@ -72,6 +72,7 @@ class _Schedule:
 
     needs_anchors: ClassVar[bool] = False
     fractions: ClassVar[tuple[str, ...]] = ()  # the constants it reads; each lies in [0, 1]
+    ascending: ClassVar[tuple[str, ...]] = ()  # two of them of which the first is not the larger
 
     def __post_init__(self) -> None:
         """InputError for a constant that makes no schedule."""
@@ -79,6 +80,12 @@ class _Schedule:
             value = vars(self)["constants"][name]
             if not 0 <= value <= 1:
                 raise InputError(f"the recipe's constant {name} lies in [0, 1], but --set {name}={value:g} was given")
+        ends = [vars(self)["constants"][name] for name in self.ascending]
+        if ends != sorted(ends):
+            low, high = self.ascending
+            raise InputError(
+                f"{low} must not lie above {high}, but {low}={ends[0]:g} and {high}={ends[1]:g} were given by --set"
+            )
 
     def observe(self, loss: float, moment: Moment) -> None:
         """Most schedules look at either losses or anchors."""
@@ -147,6 +154,7 @@ class MovingTarget(_Schedule):
     momentum: float = 0.0
     previous: float | None = None
     fractions = ("t_start", "t_end", "alpha", "beta")
+    ascending = ("t_start", "t_end")
 
     def apply(self, spec: LossSpec, moment: Moment, anchors: Sequence[Anchor]) -> LossSpec:
         """The terms' teacher is ``softmax((1 - t) sg[z_q] + t z_p)``."""
@@ -193,6 +201,7 @@ class Contrast(_Schedule):
     weight: float | None = None
     needs_anchors = True
     fractions = ("alpha0", "alpha_low", "alpha_high", "beta0", "as_printed")
+    ascending = ("alpha_low", "alpha_high")
 
     def apply(self, spec: LossSpec, moment: Moment, anchors: Sequence[Anchor]) -> LossSpec:
         """Terms of both sources with this update's alpha and weight."""

@@ -280,11 +280,6 @@ def _cache(
 ) -> None:
     """Let every frozen model keep its rows of the fixed text, and free the model where they are all there already."""
     assert options.teacher_cache is not None
-    if recipe.policy in ("student", "interleaved"):
-        raise InputError(
-            f"--teacher-cache keeps what the teacher makes of fixed text, but {recipe.name} trains on text that is "
-            "written anew for every update: leave it out"
-        )
     fixed = [*training, *held_out]
     for model, loaded in frozen:
         if model is not None and loaded is not None:

@@ -21,7 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from selectkd_eval import records
 from selectkd_eval.environment import expect_hub, fingerprint_dir, require
-from selectkd_eval.errors import InputError, choose
+from selectkd_eval.errors import InputError, SetupError, choose
 
 EMBEDDED = Path(__file__).parent / "demo" / "weights"
 TRAINING_CARD = "selectkd.json"
@@ -74,6 +74,10 @@ def load_model(
             model = peft.AutoPeftModelForCausalLM.from_pretrained(where, **how).merge_and_unload()
         else:
             model = AutoModelForCausalLM.from_pretrained(where, **how)
+    except ImportError as error:
+        if attention is None or not attention.startswith("flash"):
+            raise
+        raise SetupError(f"--attention {attention} cannot be used here ({error}): use --attention sdpa") from None
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loadable(name, error) from None
     model.to(device).eval()

@@ -29,13 +29,19 @@ SMALLEST = {
     "patience": 0,
     "keep_checkpoints": 0,
     "lora_rank": 0,
+    "lora_alpha": 1,
+    "chunk": 0,
+    "generation_max_new_tokens": 1,
+    "generation_batch_size": 1,
     "shots": 0,
     "samples": 1,
     "sequences": 1,
     "directions": 1,
     "repetitions": 1,
 }
-NOT_NEGATIVE = ("temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout")
+NOT_NEGATIVE = (
+    "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout"
+)  # fmt: skip
 SHARES = ("warmup", "lora_dropout")
 
 

@@ -45,6 +45,9 @@ OUT: dict[str, str] = {
     "teacher is not frozen",
 }
 
+_COUNTS = ("capacity", "top_k")
+_SWITCHES = ("decreasing", "as_printed", "crossing")
+
 VERIFIER_LABELS: dict[str, str] = {"none": "", "hellinger": "Hellinger", "top-k": "Top-k", "spec-k": "Spec-k"}
 
 
@@ -77,6 +80,10 @@ def _set(row: Recipe, changes: Mapping[str, float]) -> Recipe:
         choose(name, row.constants, f"constant of {row.name}")
         if not 0 <= value < math.inf:
             raise InputError(f"a recipe's constant is a number from 0 up, but --set {name}={value:g} was given")
+        if name in _COUNTS and value != int(value):
+            raise InputError(f"{name} is a count, but --set {name}={value:g} was given: give a whole number")
+        if name in _SWITCHES and value not in (0, 1):
+            raise InputError(f"{name} is either 0 or 1, but --set {name}={value:g} was given")
     row = replace(row, constants={**row.constants, **changes})
     return replace(row, **row.follows(row.constants)) if row.follows else row
 

@@ -79,9 +79,8 @@ def text_policy(
     records that `pairs` takes instead of writing, one per epoch, the last one repeated. Raises InputError for numbers
     that make no policy, and where a policy would have to decode with a sharded student.
     """
-    own = choose(name, CONSTANTS, "text policy")
-    numbers = {key: float(constants.get(key, value)) for key, value in own.items()}
-    _check(numbers)
+    check_constants(name, constants)
+    numbers = {key: float(constants.get(key, value)) for key, value in CONSTANTS[name].items()}
     if name in ("dataset", "teacher"):
         return Unchanged()
     if author.sharded and not (name == "pairs" and ready):
@@ -106,13 +105,17 @@ def text_policy(
     return policies[name](author, numbers, archive)
 
 
-def _check(numbers: Mapping[str, float]) -> None:
+def check_constants(policy: str, constants: Mapping[str, float]) -> None:
+    """InputError for a number that makes no policy; `constants` may hold others' numbers too."""
+    numbers = {name: float(constants[name]) for name in choose(policy, CONSTANTS, "text policy") if name in constants}
     for name in ("lambda", "phi", "phi_step", "teacher_top_p"):
         if not 0 <= numbers.get(name, 0) <= 1:
             raise InputError(f"{name} lies in [0, 1], but {numbers[name]:g} was given")
     for name in ("base", "capacity", "top_k"):
         if not numbers.get(name, 1) >= 1:
             raise InputError(f"{name} must be at least 1, but {numbers[name]:g} was given")
+    if numbers.get("teacher_top_p") == 0:
+        raise InputError("a nucleus holds at least one token: teacher_top_p lies above 0")
 
 
 class Unchanged:
