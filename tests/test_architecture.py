@@ -22,7 +22,7 @@ ALLOWED = {
 FLOOR = {"errors", "verbs", "records", "stats", "environment", "measures"}
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
-    *("heads", "chunked"),
+    *("heads", "blocks", "chunked"),
 }
 HEAVY = {"torch", "transformers", "pandas", "scipy", "matplotlib", "openai", "numpy", "lm_eval", "peft"}
 

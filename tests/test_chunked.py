@@ -276,10 +276,19 @@ def test_frozen_parts_get_no_gradient() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, c.hidden_q)[0], plain(c, single("fkl"))[2][0])
     loss, _ = chunked_loss(c.hidden_p, c.head_p, c.hidden_q.detach(), c.head_q, c.rows, single("fkl"), chunk=5)
     torch.testing.assert_close(torch.autograd.grad(loss, c.head_q.weight)[0], plain(c, single("fkl"))[2][1])
+
+
+def test_where_nobody_learns_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = case(seed=14)
+    expected = plain(c, single("fkl"))[0].detach()
+    monkeypatch.delattr("selectkd_eval.blocks.value_and_gradient")
+    monkeypatch.delattr(Head, "pull_")
     with torch.no_grad():
         loss, _ = chunked_loss(c.hidden_p, c.head_p, c.hidden_q, c.head_q, c.rows, single("fkl"))
+    frozen = Head(c.head_q.weight.detach(), c.head_q.bias.detach())
+    other, _ = chunked_loss(c.hidden_p, c.head_p, c.hidden_q.detach(), frozen, c.rows, single("fkl"))
     assert not loss.requires_grad
-    torch.testing.assert_close(loss, plain(c, single("fkl"))[0].detach())
+    assert float(loss) == float(other) == pytest.approx(float(expected))
 
 
 def test_nothing_selected_is_exactly_nothing() -> None:
