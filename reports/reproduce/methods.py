@@ -2,7 +2,7 @@
 
 One student goes on for the same number of updates of the same number of prompts under every method, and is measured on
 the same held-out problems. The set-up is the demo's (`selectkd_eval/demo/plan.py`): SFT learns from the labelled text,
-everything else starts from what the teacher wrote to as many other prompts. Two epochs, because some methods change
+everything else starts from what the teacher wrote to other prompts. Two epochs of that, because some methods change
 with the epoch.
 
 Every command is one that could be typed; they run side by side in processes that keep torch loaded, in an order in
@@ -34,8 +34,8 @@ from selectkd_eval.recipes import RECIPES
 from selectkd_eval.verbs import AnswerOptions, PasskOptions, TableOptions, TarOptions, TrainOptions
 
 GATES = ("none", "top-k", "spec-k")
-WRITTEN = {"mini-gsm": 600, "mini-stories": 200}  # prompts that the teacher answers: as many as have labels
-PROMPTS, UPDATES = 16, 100  # two passes over either
+WRITTEN = {"mini-gsm": 480, "mini-stories": 160}  # prompts that the teacher answers
+PROMPTS, UPDATES = 16, 80  # 80 x 16 prompts: two passes over what the teacher wrote
 LONGEST = 96  # tokens of an answer
 LAST = ("adaspec", "distillspec", "skd")  # needs the plain KD student of its seed; write anew for every update, slowly
 
@@ -121,8 +121,8 @@ class Comparison:
             schedule="linear",
             warmup=0.125,
             max_length=160,
-            eval_every=UPDATES // 2,
-            save_every=UPDATES,
+            eval_every=UPDATES // 4,
+            save_every=UPDATES // 2,
             keep_checkpoints=1,
             save=self.student(name),
             threads=1,
