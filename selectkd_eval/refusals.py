@@ -79,5 +79,10 @@ def _unused(recipe: Recipe, options: TrainOptions) -> None:
             f"--teacher-cache keeps what the teacher makes of fixed text, but {recipe.name} trains on text that is "
             "written anew for every update: leave it out"
         )
+    if options.alpha is not None and "contrast" in recipe.controllers:
+        raise InputError(
+            f"{recipe.name} moves alpha by its own schedule, so --alpha {options.alpha:g} would not be used: give "
+            "--set alpha0=... and alpha_high=..., or --variant code, which keeps alpha where it is"
+        )
     if options.keep_adapter and not options.lora_rank:
         raise InputError("--keep-adapter saves a LoRA adapter, but --lora-rank is 0: give a rank, or leave it out")

@@ -29,6 +29,7 @@ WRONG = {
     "--recipe skd --teacher-cache DIR": "written anew for every update",
     "--recipe taid --set t_start=0.9 t_end=0.1": "t_start must not lie above t_end",
     "--recipe distillm2 --set alpha_low=0.5": "alpha_low must not lie above alpha_high",
+    "--recipe distillm2 --alpha 0.3": "--set alpha0=",
     "--recipe distillm2 --student-text nowhere.jsonl": "cannot read the record nowhere.jsonl",
     "--recipe akl --set head=2": r"head must lie in \[0, 1\]",
     "--recipe adakd --set ema=2": r"ema lies in \[0, 1\]",
