@@ -33,7 +33,7 @@ from selectkd_eval.verbs import TrainOptions
 LORA = {"lora_rank": 2, "lora_dropout": 0.0}
 NORMALISERS = ("per_seq_mean", "valid_tokens", "selected_tokens")
 HALVES = {"recipe": "atkd", "verifier": "none", "normaliser": "class_mean"}
-SCHEDULED = {"recipe": "adakd", "verifier": "spec-k", "beta": 0.3}
+SCHEDULED = {"recipe": "adakd", "verifier": "spec-k", "set": ("ema=0.5", "epsilon=0.01", "delta=0.3")}
 WRITING = {"recipe": "gkd", "generation_max_new_tokens": 8, "generation_batch_size": 4}
 
 
@@ -56,7 +56,7 @@ CASES = {
     "ddp-class_mean": Case(HALVES),
     "ddp-lora-class_mean": Case({**HALVES, **LORA}),
     "ddp-two-passes": Case({"normaliser": "selected_tokens", "accumulation": 2}),
-    "ddp-sampled-gate": Case({"verifier": "spec-k", "spec_sampled": True, "beta": 0.3}),
+    "ddp-sampled-gate": Case({"verifier": "spec-k", "spec_sampled": True}),
     "ddp-controller": Case(SCHEDULED),
     "ddp-controller-two-passes": Case({**SCHEDULED, "accumulation": 2}),
     "ddp-student-text": Case(WRITING),
@@ -94,7 +94,7 @@ def base(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Train
     untied.lm_head.weight.data.mul_(1.1)
     untied.save_pretrained(directory / "untied")
     AutoTokenizer.from_pretrained(tiny_pair.student).save_pretrained(directory / "untied")
-    return dataclasses.replace(six_updates(tiny_pair, directory), data=str(data), keep_checkpoints=0)
+    return dataclasses.replace(six_updates(tiny_pair, directory), data=str(data), beta=0.3, keep_checkpoints=0)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,11 @@ def test_a_killed_run_goes_on_to_the_same_student(name: str, outcomes: dict[str,
     whole, continued = outcomes[CASES[name].after][1], outcomes[name][1]
     assert list(map(measured, continued.record.rows)) == list(map(measured, whole.record.rows))
     assert_same(continued.weights, whole.weights)
+
+
+def test_the_schedule_moved(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
+    shares = [row["share"] for row in steps(outcomes["fsdp-continued"][1].record)]
+    assert shares[3] < 1 and shares[5] < shares[3]
 
 
 def test_one_process_had_no_text_in_the_last_update_of_the_epoch(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
