@@ -175,6 +175,7 @@ _ROWS = (
         deviations=(
             "No language-modelling loss on a pre-training corpus (the paper adds one with weight 1; DistiLLM-2 has "
             "none).",
+            "phi is asked at every validation, --eval-every updates apart; the released code validates once an epoch.",
             "The first response token is trained: the released code drops it from student-written text (its mask is "
             "off by one) and strips the end token where the pad token is the same.",
         ),
