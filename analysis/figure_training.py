@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.acceptance import TarSet, tar_sets
 from analysis.load import Library, Method
-from analysis.style import ERROR, TWO_COLUMNS, Drawing, ink, look
+from analysis.style import ERROR, TWO_COLUMNS, Drawing, Look, ink, looks
 from analysis.table_ir import number
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
@@ -49,28 +49,30 @@ class Series(NamedTuple):
 def training(library: Library) -> Drawing:
     """Loss, acceptance and gated share over the steps, one line per method."""
     groups = _methods(library)
-    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 4.2), sharex=True)
+    styles, columns = looks(list(groups)), _columns(library, list(groups))
+    height = 4.2 + 0.15 * max(0, -(-len(groups) // columns) - 3)  # below a long legend
+    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, height), sharex=True)
     data: dict[str, Any] = {}
-    divergence = _divergence(groups)
+    measured = _measured(groups)
     for axis, (event, what, label) in zip(axes.flat, _PANELS, strict=True):
         for method, found in groups.items():
             series = _series(found, event, what)
             # A loss against labels and a divergence from the teacher are not on one scale.
-            other_scale = (event, what) == ("validation", "loss") and method.get("divergence") != divergence
+            other_scale = (event, what) == ("validation", "loss") and method.held_out != measured
             if series is None or (what == "bite" and not series.mean.any()) or other_scale:
                 continue
-            _line(axis, series, method, markers=event == "validation")
+            _line(axis, series, styles[method], markers=event == "validation")
             data[f"{library.label(method)}: {label}"] = _plain(series)
         axis.set_title(label)
     for axis in axes[1]:
         axis.set_xlabel("optimiser step")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _legend(figure, library, list(groups))
+    _legend(figure, library, styles)
     seeds = sorted({len(found) for found in groups.values()})
     caption = (
         f"Training curves: mean over training seeds ({' or '.join(map(str, seeds))}), band from the smallest to the "
         "largest, not smoothed. Training losses of different objectives or gates are not comparable with each "
-        f"other; the validation loss is one unweighted divergence ({divergence or 'unnamed'}) for all in its panel."
+        f"other; the validation loss is one unweighted divergence ({measured[0] or 'unnamed'}) for all in its panel."
     )
     return Drawing("training", figure, caption, _training_alt(library, groups), data)
 
@@ -88,20 +90,22 @@ def tar(library: Library, resamples: int) -> Drawing:
     size = (TWO_COLUMNS if count > 1 else 3.6, 2.55 * rows + 0.2)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     panels = list(axes.flat)
+    everyone = {*groups, *(method for chosen in evaluated for method in chosen.methods)}
+    styles = looks(sorted(everyone, key=lambda method: method.order))
     data: dict[str, Any] = {}
     words = []
     if gated:
         # The paper draws its non-greedy variant: Spec-k when there is one.
         shown = max(gated, key=lambda method: (method.get("verifier") == "spec-k", method.order))
         words.append(_dual(panels[0], groups[shown], library.label(shown), data))
-        _phase(panels[1], library, groups, data)
+        _phase(panels[1], library, groups, styles, data)
     for panel, chosen in zip(panels[-len(evaluated) :], evaluated, strict=False):
-        words.append(_checkpoints(panel, library, chosen, resamples, data))
+        words.append(_checkpoints(panel, library, chosen, styles, resamples, data))
     shown_methods = {m for m in groups if f"phase {library.label(m)}" in data}
     for chosen in evaluated:
         shown_methods |= {m for m in chosen.methods if f"{chosen.text} alpha {library.label(m)}" in data}
     if shown_methods:
-        _legend(figure, library, sorted(shown_methods, key=lambda method: method.order))
+        _legend(figure, library, {method: style for method, style in styles.items() if method in shown_methods})
     caption = (
         "Token acceptance. TAR is the mean over sequences of the share of accepted tokens (Eq. 13, by the acceptance "
         "indicator). Hollow triangles: steps at which TAR fell. TAR is a measure of agreement with the teacher, not "
@@ -119,10 +123,10 @@ def _methods(library: Library) -> dict[Method, list[Record]]:
     return dict(sorted(groups.items(), key=lambda item: item[0].order))
 
 
-def _divergence(groups: dict[Method, list[Record]]) -> Any:
-    """The divergence that most methods train on: only those share a validation loss."""
-    names = [method.get("divergence") for method in groups]
-    return max(names, key=lambda name: (names.count(name), name != "nll", str(name)))
+def _measured(groups: dict[Method, list[Record]]) -> tuple[Any, ...]:
+    """What the validation loss of most methods is: only those share a panel."""
+    kinds = [method.held_out for method in groups]
+    return max(kinds, key=lambda kind: (kinds.count(kind), kind[0] != "nll", str(kind)))
 
 
 def _series(found: Sequence[Record], event: str, what: str) -> Series | None:
@@ -146,8 +150,7 @@ def _moving_tar(found: Sequence[Record]) -> bool:
     return series is not None and len(series.steps) > 1 and bool(np.ptp(series.mean) > 0)
 
 
-def _line(axis: Axes, series: Series, method: Method, markers: bool) -> None:
-    style = look(method)
+def _line(axis: Axes, series: Series, style: Look, markers: bool) -> None:
     axis.plot(
         series.steps,
         series.mean,
@@ -188,16 +191,22 @@ def _dual(axis: Axes, found: Sequence[Record], label: str, data: dict[str, Any])
     )
 
 
-def _phase(axis: Axes, library: Library, groups: dict[Method, list[Record]], data: dict[str, Any]) -> None:
+def _phase(
+    axis: Axes,
+    library: Library,
+    groups: dict[Method, list[Record]],
+    styles: dict[Method, Look],
+    data: dict[str, Any],
+) -> None:
     """Every method on one definition of acceptance, alpha, since a method without a gate has no TAR of its own."""
-    divergence = _divergence(groups)
+    measured = _measured(groups)
     for method, found in groups.items():
-        if method.get("divergence") != divergence:
+        if method.held_out != measured:
             continue
         loss, alpha = _series(found, "validation", "loss"), _series(found, "validation", "alpha")
         if loss is None or alpha is None or len(loss.steps) != len(alpha.steps):
             continue
-        style = look(method)
+        style = styles[method]
         axis.plot(alpha.mean, loss.mean, color=style.colour, linestyle=style.line, marker=style.marker, markersize=3)
         axis.plot(
             alpha.mean[-1], loss.mean[-1], style.marker, color=style.colour, markeredgecolor="black", markersize=6
@@ -208,7 +217,14 @@ def _phase(axis: Axes, library: Library, groups: dict[Method, list[Record]], dat
     axis.set_title("phase plot\nlarge: last evaluation")
 
 
-def _checkpoints(axis: Axes, library: Library, chosen: TarSet, resamples: int, data: dict[str, Any]) -> str:
+def _checkpoints(
+    axis: Axes,
+    library: Library,
+    chosen: TarSet,
+    styles: dict[Method, Look],
+    resamples: int,
+    data: dict[str, Any],
+) -> str:
     """TAR on one fixed set: over checkpoints when there are steps, method by method otherwise."""
     methods = chosen.methods
     stepped = any(len(chosen.steps(method)) > 1 for method in methods)
@@ -221,7 +237,7 @@ def _checkpoints(axis: Axes, library: Library, chosen: TarSet, resamples: int, d
     if stepped and len(methods) > 1:
         # One definition for all: alpha does not depend on k and does not saturate.
         for method in methods:
-            style = look(method)
+            style = styles[method]
             drawn = (ink(style), style.marker, style.line, library.label(method))
             words.append(_tar_line(axis, chosen, [method], "alpha", drawn, resamples, data))
         axis.set_ylabel("α = 1 − TV on held-out text")
@@ -270,22 +286,27 @@ def _tar_line(
     return f"{label} " + ", ".join(number(value, 3) for value in values)
 
 
-def _legend(figure: Any, library: Library, methods: list[Method]) -> None:
+def _legend(figure: Any, library: Library, styles: dict[Method, Look]) -> None:
     handles = [
         Line2D([], [], color=ink(style), linestyle=style.line, marker=style.marker, label=library.label(method))
-        for method in methods
-        for style in (look(method),)
+        for method, style in styles.items()
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
+        figure.legend(handles=handles, loc="outside upper center", ncols=_columns(library, list(styles)))
+
+
+def _columns(library: Library, methods: list[Method]) -> int:
+    """Columns of the legend, by its longest name at about 0.055 inches a letter."""
+    longest = max(len(library.label(method)) for method in methods)
+    return max(1, min(5, len(methods), int(TWO_COLUMNS / (0.45 + 0.055 * longest))))
 
 
 def _training_alt(library: Library, groups: dict[Method, list[Record]]) -> str:
     parts = []
     for method, found in groups.items():
         series = _series(found, "validation", "loss")
-        if series is not None and method.get("divergence") == _divergence(groups):
+        if series is not None and method.held_out == _measured(groups):
             ends = f"{number(series.mean[0], 3)} at step {series.steps[0]:.0f} to {number(series.mean[-1], 3)}"
             parts.append(f"{library.label(method)} from {ends} at step {series.steps[-1]:.0f}")
     return f"Line charts over training steps. Validation loss: {'; '.join(parts)}."

@@ -50,7 +50,10 @@ _SETTINGS = (
     "lora_rank",
     "max_length",
 )
-_BASES = ("SFT", "SFT-control", "KD", "SeqKD", "ImitKD", "GKD", "DistiLLM", "SKD", "DistiLLM-2")
+_BASES = (
+    *("SFT", "SFT-control", "KD", "SeqKD", "ImitKD", "GKD", "DistillSpec", "DistiLLM", "SKD", "DistiLLM-2"),
+    *("AdaKD", "AdaSPEC", "ATKD", "TAID", "AKL"),
+)
 _VERIFIERS = ("none", "hellinger", "top-k", "spec-k")
 _ROLES = ("teacher", "start", "model", "student")
 LIKELIHOOD_NOTE = "a likelihood under a local model, not a human or LLM preference; it rewards bland text"
@@ -71,10 +74,27 @@ class Method:
         return dict(self.setting).get(name)
 
     @property
+    def family(self) -> str:
+        """The method without its gate."""
+        return self.base or self.label
+
+    @property
+    def held_out(self) -> tuple[Any, ...]:
+        """What its validation loss is, its divergence first: two losses are on one scale only where all of it is the
+        same.
+        """
+        parameters = [part for part in self.setting if part[0] not in _SETTINGS and not part[0].startswith("constant ")]
+        # Without a gate and a selection, the mean over selected tokens is that over all tokens.
+        normaliser = self.get("normaliser")
+        normaliser = "valid_tokens" if normaliser in ("selected_tokens", "class_mean") else normaliser
+        return (self.get("divergence"), tuple(parameters), self.get("temperature"), normaliser)
+
+    @property
     def order(self) -> tuple[Any, ...]:
         """Teacher, untrained student, then every base followed by the gates on top of it."""
-        family = self.base or self.label
-        rank = _BASES.index(family) if family in _BASES else len(_BASES)
+        family = self.family
+        plain = family.partition(" (")[0]  # a variant stands behind the method that it varies
+        rank = _BASES.index(plain) if plain in _BASES else len(_BASES)
         verifier = self.get("verifier") or "none"
         gate = _VERIFIERS.index(verifier) if verifier in _VERIFIERS else len(_VERIFIERS)
         return (

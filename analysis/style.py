@@ -7,7 +7,7 @@ method also has its own hatch, line and marker. Nothing here reads records.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -88,6 +88,11 @@ _UNTRAINED = {
     "model": Look("#F0E442", "", ":", "P"),
 }
 _CONTROL = Look("#999999", "", (0, (4, 1, 1, 1, 1, 1)), "v")
+# For several methods side by side: Okabe and Ito's, then Tol's muted ones.
+_FAMILIES = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#222222"),
+    *("#882255", "#117733", "#999933", "#AA4499", "#332288", "#661100", "#6699CC"),
+)
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -98,6 +103,20 @@ def look(method: Method) -> Look:
     if method.label.startswith("SFT"):
         return _CONTROL
     return _GATES.get(str(method.get("verifier") or "none"), _GATES["none"])
+
+
+def looks(methods: Sequence[Method]) -> dict[Method, Look]:
+    """The looks of methods in one picture. Where several families stand side by side the colour tells them apart, and
+    line and marker tell the gate; the control stays grey.
+    """
+    found = {method: look(method) for method in methods}
+    shown = [method for method in methods if found[method] != _CONTROL and method.role == "student"]
+    families = list(dict.fromkeys(method.family for method in shown))
+    if len(families) > 1:
+        for method in shown:
+            colour = _FAMILIES[families.index(method.family) % len(_FAMILIES)]
+            found[method] = found[method]._replace(colour=colour)
+    return found
 
 
 def ink(style: Look) -> str:

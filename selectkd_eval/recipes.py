@@ -97,7 +97,9 @@ def method_labels(recipe: Recipe, divergence: str | None, verifier: str, variant
     """
     swapped = f"-{divergence.upper()}" if divergence and divergence != recipe.divergence else ""
     suffix = swapped + (f" ({variant})" if variant else "")
-    plain, own = (recipe.plain or recipe.label) + suffix, recipe.label + suffix
+    own = recipe.label + suffix
+    # Variants of a gated recipe vary its gate, which the plain method does not have.
+    plain = recipe.plain + swapped if recipe.plain else own
     if verifier == recipe.verifier:
         return own, plain
     gate = VERIFIER_LABELS[verifier]

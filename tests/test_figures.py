@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,44 @@ def test_training_seeds_make_a_band_and_one_divergence_a_panel(drawings: dict[st
     assert data["KD: validation loss (unweighted)"]["seeds"] == 3
     assert "SFT-control: validation loss (unweighted)" not in data, "a loss against labels is not on that scale"
     assert "SFT-control: training loss (each method's own)" in data
+
+
+def test_losses_averaged_or_skewed_otherwise_are_not_on_one_scale(tmp_path: Path) -> None:
+    own: dict[str, dict[str, Any]] = {
+        "KD": {"normaliser": "per_seq_mean"},
+        "TAID": {"normaliser": "per_seq_mean", "constants": {"alpha": 0.0005}},
+        "AdaSPEC": {"normaliser": "selected_tokens"},
+        "KD-SKL": {"normaliser": "per_seq_mean", "divergence": "skl", "parameters": {"alpha": 0.1}},
+    }
+    for method, training in own.items():
+        make.train(tmp_path, make.card(method, 0, **training))
+    drawing = draw("training", library(tmp_path), RESAMPLES)
+    compared = {name.split(":")[0] for name in drawing.data if "validation loss" in name}
+    style.close(drawing)
+    assert compared == {"KD", "TAID"}
+
+
+def test_colours_tell_families_apart_and_lines_the_gates(tmp_path: Path) -> None:
+    bases = {"KD": "", "KD + Spec-k": "KD", "GKD": "", "GKD + Spec-k": "GKD"}
+    for method, base in bases.items():
+        verifier = "spec-k" if base else "none"
+        make.train(tmp_path, make.card(method, 0, verifier=verifier) | {"base_method": base})
+    found = {method.label: look for method, look in style.looks(library(tmp_path).methods).items()}
+    assert found["KD"].colour == found["KD + Spec-k"].colour != found["GKD"].colour == found["GKD + Spec-k"].colour
+    assert found["KD"].line == found["GKD"].line != found["GKD + Spec-k"].line
+
+
+def test_a_legend_of_many_methods_stays_on_the_page(tmp_path: Path) -> None:
+    for number in range(30):
+        make.train(tmp_path, make.card(f"A method with a long name, number {number}", 0), steps=2, every=1)
+    drawing = draw("training", library(tmp_path), RESAMPLES)
+    drawing.figure.canvas.draw()
+    [legend] = drawing.figure.legends
+    box, page = legend.get_window_extent(), drawing.figure.bbox
+    panel = drawing.figure.axes[0].get_window_extent()
+    style.close(drawing)
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert panel.height > 0.1 * page.height
 
 
 def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_a_recipe_with_its_own_gate_is_compared_with_the_method_without_it() -> 
     assert method_labels(speckd, None, "top-k") == ("SpecKD", "KD")
     assert method_labels(speckd, None, "spec-k") == ("SpecKD + Spec-k", "KD")
     assert method_labels(speckd, None, "none") == ("KD", "KD")
+    assert method_labels(speckd, "skl", "top-k", "greedy") == ("SpecKD-SKL (greedy)", "KD-SKL")
 
 
 def test_the_command_line_overrides_a_recipe() -> None:

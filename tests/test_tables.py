@@ -13,7 +13,7 @@ import pytest
 import record_factory as make
 
 from analysis import tables, writers
-from analysis.load import Library, library
+from analysis.load import Library, Method, library
 from analysis.table_ir import Block, Cell, Column, Row, Table, finish, number, signed
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
@@ -58,6 +58,13 @@ def test_pass_rates_and_differences_are_those_of_the_rows(full: Library) -> None
     assert gate.delta.value == pytest.approx(means["KD + Spec-k"] - means["KD"])
     assert dict(gate.seeds) == pytest.approx(by_seed["KD + Spec-k"])
     assert gate.value.n == 40, "three seeds of one problem are one unit"
+
+
+def test_a_variant_stands_behind_the_method_that_it_varies() -> None:
+    rows = [Method("AdaKD"), Method("GKD"), Method("KD (code)"), Method("A new one"), Method("KD")]
+    assert [row.label for row in sorted(rows, key=lambda row: row.order)] == [
+        *("KD", "KD (code)", "GKD", "AdaKD", "A new one")
+    ]
 
 
 def test_rows_stand_in_the_papers_order(full: Library) -> None:
