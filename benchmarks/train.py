@@ -72,7 +72,7 @@ class Shape:
 
 ON_CPU = {
     "32k": Shape(32_000, (512, 8), (256, 4), prompt=128, answer=128),
-    "152k": Shape(151_936, (512, 8), (256, 4), prompt=128, answer=128),
+    "152k": Shape(151_936, (512, 8), (256, 4), prompt=128, answer=128, per_epoch=3),
     "embedded": Shape(batch=16, accumulation=2, per_epoch=10),
 }
 ON_GPU = {
