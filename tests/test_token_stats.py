@@ -64,6 +64,19 @@ def test_shares_of_the_loss_on_accepted_tokens_and_removed_by_the_gate() -> None
     assert stats.student_entropy == pytest.approx(sum(-b * math.log(b) - (1 - b) * math.log(1 - b) for b in q) / 7)
 
 
+def test_in_closed_form_a_token_is_accepted_in_part() -> None:
+    z_p, z_q = two_tokens([0.9, 0.9], [0.5, 0.8])
+    rows = Rows(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.tensor([2]))
+    _, stats = token_loss(z_p, z_q, rows, LossSpec(verifier="spec-k", k=2, beta=0.5))
+    accepted = [1 - 0.4**2, 1 - 0.1**2]
+    d = [0.9 * math.log(0.9 / q) + 0.1 * math.log(0.1 / (1 - q)) for q in (0.5, 0.8)]
+    weighted = [(0.5 + 0.5 * a) * x for a, x in zip(accepted, d, strict=True)]
+    assert stats.tar == pytest.approx(sum(accepted) / 2)
+    assert stats.accepted_loss == pytest.approx(
+        sum(a * x for a, x in zip(accepted, weighted, strict=True)) / sum(weighted)
+    )
+
+
 def test_a_selection_multiplies_the_gate_and_leaves_acceptance_alone() -> None:
     z_p, z_q = two_tokens([0.9] * 7, [0.8, 0.7, 0.4, 0.6, 0.3, 0.2, 0.8])
     chosen = torch.tensor([1.0, 0, 1, 0, 1, 0, 1])
@@ -99,6 +112,13 @@ def test_own_text_is_what_the_student_wrote_alone_or_with_the_teacher() -> None:
     z = torch.zeros(15, 9)
     _, stats = token_loss(None, z, rows, LossSpec(terms=(Term("nll"),)))
     assert stats.own_text_share == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_predicts_the_first_token_of_a_text_without_a_prompt(packed: bool) -> None:
+    texts = [Text([5, 6, 7], [True] * 3, "a"), Text([8, 9], [True] * 2, "b")]
+    rows = rows_of_batch(tensors(texts, pad=0, packed=packed))
+    assert (rows.targets.tolist(), rows.sequence.tolist(), rows.lengths.tolist()) == ([6, 7, 9], [0, 0, 1], [2, 1])
 
 
 def test_statistics_add_up() -> None:
