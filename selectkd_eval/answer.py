@@ -110,10 +110,10 @@ def _check(options: AnswerOptions) -> None:
             f"greedy decoding (--temperature 0) writes the same answer for each of the {len(options.seeds)} seeds: "
             f"give one seed, or a temperature above 0"
         )
-    if options.temperature < 0 or not 0 < options.top_p <= 1:
-        raise InputError(
-            f"--temperature {options.temperature} must not be negative and --top-p {options.top_p} lies in (0, 1]"
-        )
+    if options.temperature < 0:
+        raise InputError(f"--temperature must not be negative, but {options.temperature} was given")
+    if not 0 < options.top_p <= 1:
+        raise InputError(f"--top-p lies in (0, 1], but {options.top_p} was given")
     for flag, value in (("--max-new-tokens", options.max_new_tokens), ("--batch-size", options.batch_size)):
         if value < 1:
             raise InputError(f"{flag} is a count and must be at least 1, but {value} was given")

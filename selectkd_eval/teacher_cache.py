@@ -256,13 +256,13 @@ def _reserve(path: Path, about: dict[str, Any], new: bool) -> None:
     missing = size - min(size, before.st_blocks * 512 if before else 0)
     if missing == 0 and not new:
         return
-    what = f"the teacher cache takes {size / 1e9:.2f} GB ({about['tokens']:,} tokens of {about['texts']:,} texts)"
+    what = f"the teacher cache takes {_amount(size)} ({about['tokens']:,} tokens of {about['texts']:,} texts)"
     print(f"{what} in {path.parent}", file=sys.stderr)
     free = environment.free_bytes(path.parent)
     advice = "free some space, give --teacher-cache a directory on a larger disk, or leave it out"
     if missing > free:
         raise SetupError(
-            f"{what}, but {path.parent} has room for {free / 1e9:.2f} GB of the {missing / 1e9:.2f} GB still to be "
+            f"{what}, but {path.parent} has room for {_amount(free)} of the {_amount(missing)} still to be "
             f"written: {advice}"
         )
     try:
@@ -331,6 +331,10 @@ def _not_usable(directory: Path, error: OSError) -> InputError | SetupError:
 
 def _size(about: dict[str, Any]) -> int:
     return int(about["tokens"] * about["width"] * getattr(torch, about["dtype"]).itemsize)
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def _as_integers(rows: Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ It does not judge the student: that is what passk, winrate, tar, speedup and lan
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,8 @@ def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArgumen
 
 def _trainable(model: Any, options: TrainOptions) -> Any:
     """The student itself, or the student behind a LoRA adapter on all its linear layers."""
+    # transformers renames what peft still calls by its old name: nothing that a user could act on.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*|.*gradient_checkpointing_enable.*", FutureWarning)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()

@@ -344,3 +344,9 @@ def test_a_place_that_cannot_hold_a_directory_is_one_sentence(tmp_path: Path) ->
 def test_text_without_any_response_has_no_cache(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of the 1 training texts has a response token"):
         opened(tmp_path, examples=[Example([1, 2], [True, False], "0" * 16, 0)])
+
+
+def test_the_size_of_a_small_cache_is_told_in_megabytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = opened(tmp_path, width=2**14).bytes
+    assert 1e5 < size < 1e8
+    assert f"takes {size / 1e6:.2f} MB (18 tokens of 12 texts)" in capsys.readouterr().err

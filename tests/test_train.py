@@ -170,10 +170,11 @@ def test_early_stopping_keeps_the_best_student(base: TrainOptions) -> None:
     assert_same(weights, load_file(checkpoint))
 
 
-def test_lora_trains_the_adapter_and_saves_either_form(base: TrainOptions) -> None:
+def test_lora_trains_the_adapter_and_saves_either_form(base: TrainOptions, recwarn: pytest.WarningsRecorder) -> None:
     teacher = fingerprint_dir(base.teacher)
     lora = {"lora_rank": 2, "lora_dropout": 0.1, "steps": 3}
     _, merged = train(base, **lora)
+    assert not [one for one in recwarn if "gradient_checkpointing" in str(one.message)], "libraries' own affairs"
     options = dataclasses.replace(base, keep_adapter=True, **lora)
     run(options)
     adapted = pair.load_model(str(records.record_path("train", options)))
