@@ -80,7 +80,7 @@ def test_cached_rows_train_the_same_and_ask_the_teacher_once(
 
     monkeypatch.setattr(Teacher, "__init__", watched)
     cached, others = train(options, teacher_cache=tmp_path / "cache", out=base.out / "cached")
-    assert "GB" in capsys.readouterr().err, "the size is told before it is written"
+    assert "the teacher cache takes" in capsys.readouterr().err, "the size is told before it is written"
     for a, b in zip(steps(plain), steps(cached), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     assert_same(weights, others, rtol=1e-3, atol=1e-4)
