@@ -223,7 +223,7 @@ def _arguments(save: Path, steps: int, options: TrainOptions) -> TrainingArgumen
         warmup_steps=round(options.warmup * steps),
         weight_decay=options.weight_decay,
         max_grad_norm=options.clip,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         seed=options.seed,
         data_seed=options.seed,
         bf16=options.bf16,
