@@ -63,7 +63,6 @@ class Setting:
 
 
 ON_CPU = (
-    Setting(256, "bf16"),
     Setting(512, "bf16"),
     Setting(1024, "bf16"),
     Setting(512, "bf16", trained=True),
