@@ -118,15 +118,17 @@ def head_of(model: Any) -> Head:
     base = _base(model)
     layer = base.get_output_embeddings()
     if layer is None:
-        raise SetupError(f"{_name(base)} has no output embeddings, so its logits cannot be chunked; use --head full")
+        raise SetupError(
+            f"{_name(base)} has no output embeddings, so no loss can be computed from it; take another model"
+        )
     if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
         raise SetupError(
             f"the head of {_name(base)} is wrapped by an adapter ({_name(layer)}), so its weight alone does not give "
-            "the logits; leave lm_head out of the adapter's modules, or use --head full"
+            "the logits; leave lm_head out of the adapter's modules, or merge it first"
         )
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Linear) or weight is None or not weight.is_floating_point() or weight.dim() != 2:
-        raise SetupError(f"the head of {_name(base)} is a {_name(layer)}, not a plain linear layer; use --head full")
+        raise SetupError(f"the head of {_name(base)} is a {_name(layer)}, not a plain linear layer; take another model")
     config = base.config.get_text_config()
     caps = [cap for name in _CAPS if (cap := getattr(config, name, None))]
     scale = 1.0
@@ -178,7 +180,9 @@ def _base(model: Any) -> Any:
     if not hasattr(model, "get_base_model"):
         return model
     if model.active_peft_config.is_prompt_learning:
-        raise SetupError("an adapter that learns a prompt changes the input of the decoder; use --head full")
+        raise SetupError(
+            "an adapter that learns a prompt changes the input of the decoder, which the loss does not know; use LoRA"
+        )
     return model.get_base_model()
 
 

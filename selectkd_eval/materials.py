@@ -26,7 +26,7 @@ from selectkd_eval.controllers import CONTROLLERS
 from selectkd_eval.divergences import DIVERGENCES
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.generate import Sampling
-from selectkd_eval.heads import explains_head, hidden_states
+from selectkd_eval.heads import explains_head, head_of, hidden_states
 from selectkd_eval.method import Method
 from selectkd_eval.objective import LossSpec, Term
 from selectkd_eval.pair import LoadedModel
@@ -304,6 +304,7 @@ def require_heads(materials: Materials, training: Sequence[Example], options: Tr
     for one in loaded:
         device = one.model.device
         ids = torch.tensor([few[0].ids[:64]], device=device)
+        head_of(one.model)  # says what is the matter with a head that is none
         if not explains_head(one.model, ids):
             raise InputError(
                 f"the logits of {one.card.name} are not those of a linear head on its last hidden state, which the "

@@ -117,7 +117,7 @@ def test_a_wrapped_head_is_refused_with_the_reason(options: dict[str, Any]) -> N
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(model_of("Llama"), LoraConfig(**options))
-    with pytest.raises(SetupError, match=r"wrapped by an adapter .* --head full"):
+    with pytest.raises(SetupError, match=r"wrapped by an adapter .* or merge it first"):
         head_of(model)
     assert not explains_head(model, ids())
 
