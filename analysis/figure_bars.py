@@ -24,6 +24,8 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
+CROWD = 10  # more bars than this in a panel do not have room for words
+
 _WORDS = {"passk": ("pass@1", "pass@1 (%)"), "winrate": ("win rate", "win rate (%)")}
 
 
@@ -33,27 +35,29 @@ def rates(library: Library, kind: str, resamples: int) -> Drawing:
     if not grid.columns:
         raise InputError(f"the {kind} figure needs {kind} records: run `selectkd-eval {kind}` first")
     count = len(grid.columns)
-    width = TWO_COLUMNS if count > 1 else 4.6
+    present = [[m for m in grid.methods if grid.terms(column, m) is not None] for column in grid.columns]
+    crowded = max(map(len, present)) > CROWD
+    width = max(TWO_COLUMNS if count > 1 else 4.6, 0.2 * sum(map(len, present)) + 1.2 if crowded else 0)
     figure, axes = plt.subplots(
         2, count, figsize=(width, 3.9), squeeze=False, sharex="col", sharey="row", height_ratios=(2.2, 1)
     )
     drawn: set[Method] = set()
     data: dict[str, Any] = {}
     for index, column in enumerate(grid.columns):
-        places = _places([m for m in grid.methods if grid.terms(column, m) is not None])
+        places = _places(present[index])
         drawn |= set(places)
-        data[grid.label(column)] = _bars(axes[0, index], grid, column, places)
-        _differences(axes[1, index], grid, column, places, data[grid.label(column)])
+        data[grid.label(column)] = _bars(axes[0, index], grid, column, places, turned=crowded)
+        _differences(axes[1, index], grid, column, places, data[grid.label(column)], named=not crowded)
         judged = "\n(likelihood judge)" if column.get("judge_kind") == "likelihood" else ""
         axes[0, index].set_title(_two_lines(grid.label(column)) + judged)
-        _family_ticks(axes[1, index], places, grid)
+        _family_ticks(axes[1, index], places, grid, turned=crowded)
     axes[0, 0].set_ylabel(_WORDS[kind][1])
     axes[1, 0].set_ylabel("paired\ndifference\n(points)")
     _gate_legend(figure, sorted(drawn, key=lambda method: method.order))
     caption = (
         f"{_WORDS[kind][0].capitalize()} with 95 % intervals over prompts (training seeds pooled, small circles: the "
-        "seeds one by one). Below: difference to the method named, paired by prompt; filled where its 95 % interval "
-        f"excludes 0, open where it does not.{_judges(grid)}"
+        f"seeds one by one). Below: difference to {_against(crowded)}, paired by prompt; filled where its 95 % "
+        f"interval excludes 0, open where it does not.{_judges(grid)}"
     )
     alt = _sentences(grid, _WORDS[kind][0])
     return Drawing(kind, figure, caption, alt, data)
@@ -129,6 +133,10 @@ def _speed_words(
     return caption, f"Speed-up: {'; '.join(words)}.{unsettled}", data
 
 
+def _against(crowded: bool) -> str:
+    return "the method without the gate (SFT-control for a method without one)" if crowded else "the method named"
+
+
 def _places(methods: list[Method]) -> dict[Method, float]:
     """x of every bar: families (a base and the gates on it) side by side, a gap between them."""
     places: dict[Method, float] = {}
@@ -140,14 +148,16 @@ def _places(methods: list[Method]) -> dict[Method, float]:
     return places
 
 
-def _bars(axis: Axes, grid: Grid, column: Column, places: dict[Method, float]) -> dict[str, Any]:
+def _bars(
+    axis: Axes, grid: Grid, column: Column, places: dict[Method, float], *, turned: bool = False
+) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for method, x in places.items():
         estimate = grid.estimate(column, method)
         if estimate is None or math.isnan(estimate.value):
             continue
         percent = estimate.scaled(100)
-        _bar(axis, x, 0.8, percent, look(method))
+        _bar(axis, x, 0.8, percent, look(method), turned=turned)
         seeds = grid.seeds(column, method)
         if len(seeds) > 1:
             offsets = [x + 0.12 * (i - (len(seeds) - 1) / 2) for i in range(len(seeds))]
@@ -162,7 +172,9 @@ def _bars(axis: Axes, grid: Grid, column: Column, places: dict[Method, float]) -
     return data
 
 
-def _differences(axis: Axes, grid: Grid, column: Column, places: dict[Method, float], data: dict[str, Any]) -> None:
+def _differences(
+    axis: Axes, grid: Grid, column: Column, places: dict[Method, float], data: dict[str, Any], *, named: bool = True
+) -> None:
     for method, x in places.items():
         other = grid.reference(column, method)
         found = grid.delta(column, method, other) if other else None
@@ -172,16 +184,17 @@ def _differences(axis: Axes, grid: Grid, column: Column, places: dict[Method, fl
         style = look(method)
         face = style.colour if points.excludes(0) else "white"
         _point(axis, x, points, style.marker, face, style.colour)
-        axis.annotate(
-            f"− {other.label}",
-            (x, 0),
-            (0, 2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=6,
-        )
+        if named:
+            axis.annotate(
+                f"− {other.label}",
+                (x, 0),
+                (0, 2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=6,
+            )
         data[grid.library.label(method)][f"difference to {grid.library.label(other)}"] = _plain(points)
     axis.axhline(0, color=INK, linewidth=0.7)
     axis.margins(y=0.35)
@@ -238,17 +251,22 @@ def _point(axis: Axes, x: float, estimate: Estimate, marker: str, face: str, edg
     )
 
 
-def _family_ticks(axis: Axes, places: dict[Method, float], grid: Grid) -> None:
+def _family_ticks(axis: Axes, places: dict[Method, float], grid: Grid, *, turned: bool = False) -> None:
     families: dict[str, list[float]] = {}
     for method, x in places.items():
         families.setdefault(method.base or grid.library.label(method), []).append(x)
     labels = [name.replace(" ", "\n", 1) for name in families]
-    axis.set_xticks([sum(xs) / len(xs) for xs in families.values()], labels)
+    middles = [sum(xs) / len(xs) for xs in families.values()]
+    if turned:
+        axis.set_xticks(middles, list(families), rotation=35, ha="right", rotation_mode="anchor")
+    else:
+        axis.set_xticks(middles, labels)
     axis.tick_params(axis="x", length=0)
 
 
 def _gate_legend(figure: Figure, methods: list[Method]) -> None:
-    gated = [method for method in methods if method.base]
+    # Gates on the control have its colour, not the gates'.
+    gated = [method for method in methods if method.base and not method.base.startswith("SFT")]
     if not gated:
         return
     seen: dict[Any, Patch] = {}
