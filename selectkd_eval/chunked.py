@@ -134,8 +134,8 @@ class _Objective:
         self.coefficients = rows.coefficients(spec)
         self.tau = None if sweep.teacher is None else temperatures(rows, spec)
         share = rows.normaliser_share(spec.normaliser)
-        full = torch.promote_types(sweep.student.head.product_dtype, torch.float32)
-        self.share = None if share is None else share.to(full)
+        self.full = torch.promote_types(sweep.student.head.product_dtype, torch.float32)
+        self.share = None if share is None else share.to(self.full)
         self.divergence: Tensor
         self.weighed: Weighed
 
@@ -151,11 +151,18 @@ class _Objective:
         d_hidden = torch.empty_like(student.hidden, dtype=low) if hidden else None
         d_weight = torch.zeros_like(weight) if trained else None
         d_bias = weight.new_zeros(weight.shape[0], dtype=torch.promote_types(low, torch.float32)) if biased else None
-        found = []
+        # Written into one place: small results left lying between a block's large temporaries would keep the heap from
+        # using their room again, and it would grow by a row of logits per token.
+        per_token = student.hidden.new_empty(1 + len(Weighed._fields), sweep.tokens, dtype=self.full)
+        missing: set[int] = set()
         for start, stop in sweep.chunks():
             for here, at in sweep.blocks(start, stop):
                 value, weighed, pull = self._block(here, at)
-                found.append((value, weighed))
+                for i, column in enumerate((value, *weighed)):
+                    if column is None:
+                        missing.add(i)
+                    else:
+                        per_token[i, here] = column
                 if gradient is not None and pull is not None:
                     gradient[at].copy_(pull)
             if gradient is None:
@@ -167,10 +174,8 @@ class _Objective:
                 add_weight_gradient_(d_weight[: sweep.width], rows, student.hidden[start:stop].to(low))
             if d_bias is not None:
                 d_bias[: sweep.width].add_(rows.sum(0, dtype=d_bias.dtype))
-        values, weighings = zip(*found, strict=True)
-        self.divergence = torch.cat(values)
-        columns = zip(*weighings, strict=True)
-        self.weighed = Weighed(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+        self.divergence, *columns = (None if i in missing else column for i, column in enumerate(per_token))  # type: ignore[assignment]
+        self.weighed = Weighed(*columns)  # type: ignore[arg-type]
         weighted = self.weighed.weight * self.divergence
         return (weighted if self.share is None else weighted * self.share).sum(), d_hidden, d_weight, d_bias
 
