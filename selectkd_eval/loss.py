@@ -85,7 +85,7 @@ def token_loss(
     z_q = _full_precision(z_q)
     log_p, log_q = None if z_p is None else log_softmax(z_p), log_softmax(z_q)
     if spec.needs_reading and rows.plan is None:
-        log_r = None if z_r is None else log_softmax(_full_precision(z_r))
+        log_r = None if z_r is None else log_softmax(_full_precision(z_r[..., : z_q.shape[-1]]))
         found = scores(spec, log_p, log_q.detach(), rows.targets, log_r)
         rows = Rows(**{**vars(rows), "plan": planned(spec, read(spec, found), found)})
     with torch.no_grad():
