@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
-
-import torch.distributed as dist
+from typing import Any
 
 from selectkd_eval.author import Written
 from selectkd_eval.prompts import PromptSet, answer_text
+from selectkd_eval.ranks import from_all, rank
 from selectkd_eval.records import Writer, open_record
 from selectkd_eval.verbs import AnswerOptions
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,32 +110,3 @@ class Ledger:
         if self.writer is not None:
             for key in self.writer.done:
                 self.writer.done[key] = {}
-
-
-def rank() -> int:
-    """This process's number; 0 where there is but one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def from_all(mine: Sequence[T]) -> list[T]:
-    """The ranks' lists one after the other, on every rank."""
-    if world_size() == 1:
-        return list(mine)
-    parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, list(mine))
-    return [item for part in parts for item in part]
-
-
-def from_first(value: T) -> T:
-    """The first rank's value, on every rank."""
-    if world_size() == 1:
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    result: T = box[0]
-    return result

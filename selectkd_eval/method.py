@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from selectkd_eval.archive import from_all
 from selectkd_eval.controllers import Anchor, Controller, Moment
 from selectkd_eval.errors import InputError
 from selectkd_eval.heads import Head
 from selectkd_eval.objective import LossSpec
+from selectkd_eval.ranks import from_all
 from selectkd_eval.rollouts import TextPolicy
 from selectkd_eval.selection import joined, planned, read
 from selectkd_eval.student import Question

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from selectkd_eval import records
-from selectkd_eval.archive import Archive, from_all, from_first, rank, world_size
+from selectkd_eval.archive import Archive
 from selectkd_eval.author import Author
 from selectkd_eval.batches import Example
 from selectkd_eval.controllers import Moment
 from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import completion_text
+from selectkd_eval.ranks import from_all, from_first, rank, world_size
 from selectkd_eval.records import Writer
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from selectkd_eval.archive import Archive, Ledger, from_all, rank
+from selectkd_eval.archive import Archive, Ledger
 from selectkd_eval.author import Author, Written, share
 from selectkd_eval.batches import Example
 from selectkd_eval.controllers import Moment
@@ -24,6 +24,7 @@ from selectkd_eval.errors import InputError, choose
 from selectkd_eval.generate import Sampling
 from selectkd_eval.interleaved import interleave
 from selectkd_eval.pairs import Pairs
+from selectkd_eval.ranks import from_all, rank
 
 
 class TextPolicy(Protocol):

@@ -24,7 +24,6 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from selectkd_eval import diagnostics
-from selectkd_eval.archive import rank
 from selectkd_eval.batches import Example, draws, micro_batches, rows_of_batch, tensors
 from selectkd_eval.checkpoints import saving
 from selectkd_eval.controllers import Moment
@@ -32,6 +31,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.heads import Head
 from selectkd_eval.loss import gradient_repair
 from selectkd_eval.method import STATE, Method
+from selectkd_eval.ranks import rank
 from selectkd_eval.records import Writer
 from selectkd_eval.student import Question
 from selectkd_eval.survey import Findings

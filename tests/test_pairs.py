@@ -203,4 +203,5 @@ def _as_rank(rank: int, pair: TinyPair, data: Path, out: Path) -> None:
     (out / f"{rank}.json").write_text(
         json.dumps({"pairs": [t.ids for t in together], "student": [t.ids for t in rolled]})
     )
+    torch.distributed.barrier()  # none leaves while another still reads what it sent
     torch.distributed.destroy_process_group()
