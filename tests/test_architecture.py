@@ -76,7 +76,7 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
-    limit = 450 if path.name == "verbs.py" else 360  # verbs.py is a table of every option, not code
+    limit = 500 if path.name == "verbs.py" else 360  # verbs.py is a table of every option, not code
     assert len(text.splitlines()) <= limit
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
