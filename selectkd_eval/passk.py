@@ -1,66 +1,44 @@
-"""How often is the first answer right? pass@1 on mathematics (the paper's Table 2), generated through lm-eval.
+"""How often is the answer right? pass@k on mathematics and code (the paper's Table 2), generated through lm-eval.
 
-Generation and grading are apart: lm-eval writes the prompts and runs the model, every raw completion is stored
-as soon as its batch is done, and `grading` reads the stored text. GSM8K and the embedded mini-GSM take the same
-path: a file of questions and answers. The printed interval resamples problems, all answers to one problem
-together.
+Generation and grading are apart. A backend writes raw texts under lm-eval's prompts; each is kept in the answer store
+as soon as it is done, so that no other command ever pays for it again; `marking` compares it or runs it; the row goes
+into the record. The printed interval resamples problems, all answers to one problem together.
 
-Programs (HumanEval, MBPP) need a sandbox and are not measured here; symbolic answers (MATH) need another grader.
+What a task asks stands in `tasks`, what is right in `grading` and `sandbox`, the printed table in `passk_table`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from selectkd_eval import environment, measures
+from selectkd_eval import environment, passk_table, records
+from selectkd_eval.backends.answer_store import AnswerStore, answer_key
+from selectkd_eval.backends import open_backend
+from selectkd_eval.backends.backend import Asked, Backend, Completion, Decoding
 from selectkd_eval.errors import InputError, choose
-from selectkd_eval.grading import GRADERS, Grader
-from selectkd_eval.pair import LoadedModel, load_model
-from selectkd_eval.prompts import prompt_id, read_json_rows
-from selectkd_eval.records import Writer, canonical, open_record
+from selectkd_eval.marking import SANDBOX, Item, Marker
+from selectkd_eval.records import Writer, open_record
+from selectkd_eval.tasks.sources import load_task
+from selectkd_eval.tasks.table import TASKS
+from selectkd_eval.tasks.task import Problem, Task
 from selectkd_eval.verbs import PasskOptions
 
-
-class Source(NamedTuple):
-    """Where a task's problems come from when no file is given, and how its answers are graded."""
-
-    grader: str
-    hub: tuple[str, str] | None = None
-    embedded: dict[str, str] | None = None
-
-
-TASKS: dict[str, Source] = {
-    "mini-gsm": Source("gsm8k-numeric", embedded={"test": "mini-gsm:test", "train": "mini-gsm:labelled"}),
-    "gsm8k": Source("gsm8k-numeric", hub=("openai/gsm8k", "main")),
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """Few-shot examples as rows of `question` and `answer`, problems with `id` and `gold` as well, and a digest."""
-
-    name: str
-    problems: list[dict[str, str]]
-    examples: list[dict[str, str]]
-    sha256: str
-    grader: Grader
-
-    def facts(self, shots: int) -> dict[str, Any]:
-        """For a record's header. The digest covers the whole set and the examples shown, whatever --limit says."""
-        return {"n": len(self.problems), "sha256": self.sha256, "shots": shots, "grader": self.grader.name}
+SMALL = 10_000_000  # parameters below which a model is a toy
+MARKED = 16  # answers that are graded together
+WAITING = 8  # batches written and not yet graded before generation waits for grading
 
 
 class Answer(NamedTuple):
-    """One answer still to be written: which problem of which task, under which seed, the how-manieth sample."""
+    """One answer: which problem of which task, under which seed, the how-manieth sample."""
 
     task: Task
     place: int
@@ -68,220 +46,207 @@ class Answer(NamedTuple):
     sample: int
 
     @property
-    def problem(self) -> str:
-        return self.task.problems[self.place]["id"]
+    def problem(self) -> Problem:
+        return self.task.problems[self.place]
 
     @property
     def key(self) -> str:
-        return f"{self.task.name}/{self.problem}/{self.seed}/{self.sample}"
+        return f"{self.task.name}/{self.problem.id}/{self.seed}/{self.sample}"
 
     def draw_seed(self, run_seed: int) -> int:
-        """Seed of this answer's random numbers: a function of what it is, not of when it is written."""
-        text = f"{self.task.sha256}/{self.problem}/{run_seed}/{self.seed}/{self.sample}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        """31 bits (what every server takes) from what the answer is, not from when or beside what it is written."""
+        text = f"{self.task.sha256}/{self.problem.id}/{run_seed}/{self.seed}/{self.sample}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
 def run(options: PasskOptions) -> int:
-    """Measure pass@1 on each task; prints the record's path and one line per task."""
-    _check(options)
-    tasks = [load_task(name, options) for name in dict.fromkeys(options.tasks)]
-    environment.require("lm_eval", "pass@1", "bench")
-    environment.set_threads(options.threads)
-    loaded = load_model(options.model, environment.device(options.device))
-    answers = [
-        Answer(task, place, seed, sample)
-        for task in tasks
-        for place in range(len(task.problems))
-        for seed in options.seeds
-        for sample in range(options.samples)
-    ]
-    inputs = {"model": loaded.card.fingerprint, **{f"task {task.name}": task.sha256 for task in tasks}}
-    facts = {
-        "model": loaded.card.as_dict(),
-        "tasks": {task.name: task.facts(options.shots) for task in tasks},
-        "generation": _generation_facts(options, loaded),
-    }
-    with open_record("passk", options, inputs=inputs, facts=facts) as record:
+    """Measure pass@k on each task; prints the record's path and one table. Exit code 1 if some answers failed."""
+    options = resolved(options)
+    environment.require("lm_eval", "pass@k", "bench")
+    names = list(dict.fromkeys(options.tasks))
+    earlier = records.read(options.compare) if options.compare else None
+    with ExitStack() as stack:
+        marker = stack.enter_context(
+            Marker(
+                {TASKS[name].kind for name in names},
+                verdict=options.verdict,
+                tier=options.sandbox,
+                packages=options.sandbox_packages,
+                cpu_seconds=options.cpu_seconds,
+                workers=options.workers,
+            )
+        )
+        environment.set_threads(options.threads)
+        backend = open_backend(options)
+        tasks = [task_of(name, options, marker, backend.chat) for name in names]
+        answers = [
+            Answer(task, place, seed, sample)
+            for task in tasks
+            for place in range(len(task.problems))
+            for seed in options.seeds
+            for sample in range(options.samples)
+        ]
+        inputs = {"model": backend.card["fingerprint"], **{f"task {task.name}": task.sha256 for task in tasks}}
+        record = stack.enter_context(
+            open_record("passk", options, inputs=inputs, facts=_facts(options, tasks, backend, marker))
+        )
         pending = [answer for answer in answers if answer.key not in record.done]
         if pending:
-            _write_answers(pending, loaded, options, record, total=len(answers))
-        record.finish()
+            with AnswerStore(options.answers or Path(options.out) / "answers.sqlite") as store:
+                _measure(pending, backend, store, marker, options, record, total=len(answers))
+        rows = [record.done[answer.key] for answer in answers if answer.key in record.done]
+        if rows:
+            record.finish()
         print(record.path)
-        for task in tasks:
-            print(_line(task, [record.done[a.key] for a in answers if a.task is task]))
-    return 0
+        failed = len(answers) - len(rows)
+        print("\n".join(passk_table.lines({**record.facts, "failed": failed}, rows, options.k)))
+        if earlier is not None:
+            print("\n".join(passk_table.compare_lines(record.facts, rows, earlier.facts, earlier.rows)))
+    return 1 if failed else 0
 
 
-def load_task(name: str, options: PasskOptions) -> Task:
-    """A task's problems from --data, the package or the hub; an InputError says what was looked for."""
-    source = choose(name, TASKS, "task")
-    rows = _rows(name, source, "test", options.data)
-    examples = _rows(name, source, "train", options.data)[: options.shots] if options.shots else []
-    if options.shots > len(examples):
+def resolved(options: PasskOptions) -> PasskOptions:
+    """The options with their defaults filled in; an InputError for those that contradict each other."""
+    for name in options.tasks:
+        choose(name.partition("@")[0], TASKS, "task")
+    if options.base_url:
+        options = replace(options, backend="server")
+    seeds = options.seeds or ((0, 1, 2) if options.temperature > 0 else (0,))
+    if options.temperature == 0 and (len(seeds) > 1 or options.samples > 1):
         raise InputError(
-            f"--shots {options.shots} asks for more solved examples than the {len(examples)} of {name}: ask for fewer"
-        )
-    digest = hashlib.sha256()
-    for row in (*rows, *examples):
-        digest.update(canonical([row["question"], row["answer"]]).encode() + b"\n")
-    grader, seen = GRADERS[source.grader], Counter[str]()
-    problems = []
-    for row in rows[: options.limit]:
-        identity = prompt_id(f"Question: {row['question']}\nAnswer:")
-        seen[identity] += 1
-        unique = identity if seen[identity] == 1 else f"{identity}-{seen[identity]}"
-        problems.append({**row, "id": unique, "gold": grader.gold(row["answer"])})
-    return Task(name, problems, examples, digest.hexdigest(), grader)
-
-
-def _check(options: PasskOptions) -> None:
-    if options.temperature == 0 and (len(options.seeds) > 1 or options.samples > 1):
-        raise InputError(
-            f"greedy decoding (--temperature 0) writes the same text for each of the {len(options.seeds)} seeds and "
+            f"greedy decoding (--temperature 0) writes the same text for each of the {len(seeds)} seeds and "
             f"{options.samples} samples: use one of each, or sample with --temperature 0.8"
         )
-    for flag, value in (
-        ("--max-new-tokens", options.max_new_tokens or 1),
-        ("--samples", options.samples),
-        ("--batch-size", options.batch_size),
-        ("--limit", 1 if options.limit is None else options.limit),
-    ):
-        if value < 1:
-            raise InputError(f"{flag} is a count and must be at least 1, but {value} was given")
-    if options.temperature < 0 or options.shots < 0:
-        raise InputError(f"--temperature {options.temperature} and --shots {options.shots} must not be negative")
-
-
-def _rows(name: str, source: Source, split: str, data: Path | None) -> list[dict[str, str]]:
-    if data is not None:
-        names = [f"{name}_{split}.jsonl{ending}" for ending in ("", ".gz")]
-        if path := next((data / file for file in names if (data / file).is_file()), None):
-            return _read(path)
-        if not source.embedded:
-            raise InputError(f"{name} needs {' or '.join(names)} in {data}, and neither is there: give its --data DIR")
-    if source.embedded:
-        from selectkd_eval.demo.corpus import write_task_file
-
-        with tempfile.TemporaryDirectory() as directory:
-            return _read(write_task_file(source.embedded[split], Path(directory) / f"{name}_{split}.jsonl"))
-    return _from_hub(name, source, split)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    rows = read_json_rows(path)
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("question"), str) or not isinstance(row.get("answer"), str):
-            raise InputError(
-                f"entry {number} of {path} lacks a text `question` or `answer` (it has {', '.join(row) or 'nothing'}): "
-                f"a task file has both in every line, as GSM8K's"
-            )
-    if not rows:
-        raise InputError(f"the task file {path} is empty: give one problem per line")
-    return [{"question": row["question"], "answer": row["answer"]} for row in rows]
-
-
-def _from_hub(name: str, source: Source, split: str) -> list[dict[str, str]]:
-    environment.expect_hub()
-    datasets = environment.require("datasets", f"the task {name}", "bench")
-    assert source.hub is not None
-    path, configuration = source.hub
-    try:
-        rows = datasets.load_dataset(path, configuration, split=split)
-    except (OSError, RuntimeError, ValueError) as error:
-        first = str(error).strip().split("\n", 1)[0][:160]
+    if not 0 < options.top_p <= 1:
+        raise InputError(f"--top-p lies in (0, 1], but {options.top_p} was given")
+    if min(options.k) < 1 or max(options.k) > len(seeds) * options.samples:
         raise InputError(
-            f"{name} could not be fetched from the hub's {path} ({type(error).__name__}: {first}): "
-            f"give --data DIR with {name}_{split}.jsonl or {name}_{split}.jsonl.gz"
-        ) from None
-    return [{"question": str(row["question"]), "answer": str(row["answer"])} for row in rows]
+            f"--k {' '.join(map(str, options.k))} needs 1 to n answers per problem, and {len(seeds)} seeds x "
+            f"{options.samples} samples make {len(seeds) * options.samples}: give --samples or --seeds for more"
+        )
+    return replace(options, seeds=seeds)
 
 
-def _generation_facts(options: PasskOptions, loaded: LoadedModel) -> dict[str, Any]:
+def task_of(name: str, options: PasskOptions, marker: Marker, chat: bool) -> Task:
+    """The task as this command asks it: --shots, --layout and --grader applied."""
+    source = TASKS[name.partition("@")[0]]
+    grader = SANDBOX if source.kind == "code" else options.grader or source.grader
+    gold = None if source.kind == "code" else marker.grader(grader).gold
+    task = load_task(name, options.data, options.limit, options.shots, options.layout, chat, gold)
+    return replace(task, grader=grader)
+
+
+def _facts(options: PasskOptions, tasks: Sequence[Task], backend: Backend, marker: Marker) -> dict[str, Any]:
     return {
-        "backend": "lm-eval HFLM",
-        "max_new_tokens": _new_tokens(options, loaded),
-        "temperature": options.temperature,
-        "chat_template": bool(loaded.tokenizer.chat_template),
-        "seeds": "one stream of random numbers per answer" if options.temperature > 0 else "greedy, none",
+        "model": backend.card,
+        "tasks": {task.name: task.facts() for task in tasks},
+        "generation": {
+            **backend.identity,
+            "decoding": {task.name: _decoding(task, options, backend).as_dict() for task in tasks},
+            "seeds": backend.seeds if options.temperature > 0 else "greedy, none",
+        },
+        **marker.facts(tasks),
+        "k": list(options.k),
     }
 
 
-def _positions(loaded: LoadedModel) -> int:
-    """Positions the model has for prompt and answer together; 2048 where its configuration does not say."""
-    for field in ("max_position_embeddings", "n_positions", "n_ctx"):
-        if isinstance(value := getattr(loaded.model.config, field, None), int):
-            return value
-    return 2048
-
-
-def _new_tokens(options: PasskOptions, loaded: LoadedModel) -> int:
-    """--max-new-tokens or its default, at most half the model's positions: the prompt needs room too.
+def _decoding(task: Task, options: PasskOptions, backend: Backend) -> Decoding:
+    """How the answers to a task are drawn.
 
     Toy models answer their own family within 60 tokens and repeat one token for ever on foreign text: 512 of those
     for each of GSM8K's 1,319 problems would keep one core busy for a quarter of an hour.
     """
-    default = 128 if loaded.card.parameters < 10_000_000 else 512
-    return min(options.max_new_tokens or default, _positions(loaded) // 2)
+    toy = (backend.card.get("parameters") or SMALL) < SMALL
+    wanted = options.max_new_tokens or (min(128, task.max_new_tokens) if toy else task.max_new_tokens)
+    return Decoding(backend.room(wanted), options.temperature, options.top_p, task.layout.stops)
 
 
-def _write_answers(
-    pending: list[Answer], loaded: LoadedModel, options: PasskOptions, record: Writer, total: int
+def _measure(
+    pending: Sequence[Answer],
+    backend: Backend,
+    store: AnswerStore,
+    marker: Marker,
+    options: PasskOptions,
+    record: Writer,
+    total: int,
 ) -> None:
-    """Generate batch by batch; each batch is graded and in the record before the next one starts."""
-    from selectkd_eval import lm_backend
-
-    lm = lm_backend.SeededHFLM(loaded, options.batch_size, _positions(loaded))
-    room = _new_tokens(options, loaded)
-    asked = {}
-    for task in {answer.task.name: answer.task for answer in pending}.values():
-        lm_task = lm_backend.question_task(
-            task.name, task.problems, task.examples, options.shots, room, options.temperature, task.grader
-        )
-        asked[task.name] = lm_backend.requests(lm_task, lm)
+    """Write a row per answer; grading runs beside generation, a few batches behind it at most."""
+    rows = list(record.done.values())
     bar = tqdm(total=total, initial=total - len(pending), desc="passk", unit="answer", file=sys.stderr)
-    with bar:
-        for batch in _batches(pending, options.batch_size, lambda a: len(asked[a.task.name][a.place].args[0])):
-            completions = lm.complete(
-                [asked[answer.task.name][answer.place] for answer in batch],
-                [answer.draw_seed(options.seed) for answer in batch],
-            )
-            for answer, completion in zip(batch, completions, strict=True):
-                _write(record, answer, completion)
-            bar.update(len(batch))
+    marked: dict[Future[list[dict[str, Any]]], list[tuple[Answer, Completion, str]]] = {}
+
+    def write(done: Future[list[dict[str, Any]]]) -> None:
+        batch = marked.pop(done)
+        for (answer, completion, prompt), verdict in zip(batch, done.result(), strict=True):
+            record.write(answer.key, **_row(answer, completion, prompt), **verdict)
+            rows.append(record.done[answer.key])
+        bar.update(len(batch))
+        bar.set_postfix_str(passk_table.running(rows))
+
+    with bar, ThreadPoolExecutor(1) as pool:
+        for batch in _batches(_written(pending, backend, store, options)):
+            for answer, completion, _ in batch:
+                if completion.error:
+                    record.write(answer.key, **_place(answer), error=completion.error)
+            good = [part for part in batch if not part[1].error]
+            items = [Item(answer.task, answer.problem, text.text, text.finish) for answer, text, _ in good]
+            marked[pool.submit(marker.mark, items)] = good
+            while len(marked) > WAITING or any(future.done() for future in marked):
+                for future in wait(list(marked), return_when=FIRST_COMPLETED).done:
+                    write(future)
+        while marked:
+            for future in wait(list(marked), return_when=FIRST_COMPLETED).done:
+                write(future)
 
 
-def _batches(pending: list[Answer], size: int, length: Any) -> Iterator[list[Answer]]:
-    """Prompts of similar length together, the longest first: what does not fit in memory fails at once."""
-    order = sorted(pending, key=length, reverse=True)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _written(
+    pending: Sequence[Answer], backend: Backend, store: AnswerStore, options: PasskOptions
+) -> Iterator[tuple[Answer, Completion, str]]:
+    """Every pending answer with its prompt: those that an earlier command left in the store, then new ones."""
+    prompts, decodings = {}, {}
+    for task in {answer.task.name: answer.task for answer in pending}.values():
+        prompts[task.name] = backend.prompts(task)
+        decodings[task.name] = _decoding(task, options, backend)
+    missing: list[tuple[Answer, Asked, str]] = []
+    for answer in pending:
+        asked = Asked(
+            prompts[answer.task.name][answer.place], answer.draw_seed(options.seed), decodings[answer.task.name]
+        )
+        key = answer_key(backend.identity, asked)
+        if (kept := store.get(key)) is not None:
+            yield answer, kept, asked.prompt
+        else:
+            missing.append((answer, asked, key))
+    if missing:
+        for place, completion in backend.complete([asked for _, asked, _ in missing]):
+            answer, asked, key = missing[place]
+            if not completion.error:
+                store.put(key, completion)
+            yield answer, completion, asked.prompt
 
 
-def _write(record: Writer, answer: Answer, completion: Any) -> None:
-    gold = answer.task.problems[answer.place]["gold"]
-    extracted = answer.task.grader.extract(completion.text)
-    record.write(
-        answer.key,
-        task=answer.task.name,
-        problem=answer.problem,
-        seed=answer.seed,
-        sample=answer.sample,
-        completion=completion.text,
-        extracted=extracted,
-        gold=gold,
-        correct=int(extracted == gold),
-        finish=completion.finish,
-        n_tokens=completion.n_tokens,
-        prompt_cut=completion.prompt_cut,
-    )
+def _batches(parts: Iterator[tuple[Answer, Completion, str]]) -> Iterator[list[tuple[Answer, Completion, str]]]:
+    batch = []
+    for part in parts:
+        batch.append(part)
+        if len(batch) == MARKED:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _line(task: Task, rows: list[dict[str, Any]]) -> str:
-    """One task's result: value, interval and everything needed to compare it with another run."""
-    score = measures.pass_at_1(rows, task.name).estimate().scaled(100)
-    cut, truncated = (sum(row["prompt_cut"] for row in rows), sum(row["finish"] == "length" for row in rows))
-    return (
-        f"{task.name} pass@1 {score.value:.2f} % [{score.low:.2f}, {score.high:.2f}] "
-        f"(n = {score.n} problems, {len(rows)} answers, 95 % by {score.method}; {truncated} answers cut at the "
-        f"token limit, {cut} prompts cut; task sha256 {task.sha256[:12]}, grader {task.grader.name})"
-    )
+def _place(answer: Answer) -> dict[str, Any]:
+    return {"task": answer.task.name, "problem": answer.problem.id, "seed": answer.seed, "sample": answer.sample}
+
+
+def _row(answer: Answer, completion: Completion, prompt: str) -> dict[str, Any]:
+    return {
+        **_place(answer),
+        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        "completion": completion.text,
+        "finish": completion.finish,
+        "n_tokens": completion.n_tokens,
+        "n_prompt_tokens": completion.n_prompt_tokens,
+        "prompt_cut": completion.prompt_cut,
+    }
