@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 def run(options: PasskOptions) -> int:
     """Measure pass@k on each task; prints the record's path and one table. Exit code 1 if some answers failed."""
-    options = resolved(options)
+    given, options = options, resolved(options)
     environment.require("lm_eval", "pass@k", "bench")
     names = list(dict.fromkeys(options.tasks))
     earlier = records.read(options.compare) if options.compare else None
@@ -88,7 +88,7 @@ def run(options: PasskOptions) -> int:
         ]
         inputs = {"model": backend.card["fingerprint"], **{f"task {task.name}": task.sha256 for task in tasks}}
         record = stack.enter_context(
-            open_record("passk", options, inputs=inputs, facts=_facts(options, tasks, backend, marker))
+            open_record("passk", given, inputs=inputs, facts=_facts(options, tasks, backend, marker))
         )
         pending = [answer for answer in answers if answer.key not in record.done]
         if pending:

@@ -69,7 +69,9 @@
 : "${JUDGE_ULTRAFEEDBACK:=gpt-4o-mini}" # paper Table 1
 : "${PROTOCOL:=selectkd}"              # paper 5.1: random order, ties left out
 : "${MATH_TOKENS:=1024}"               # DistiLLM-2 C.3: greedy
-: "${MATH_SHOTS:=0}"                   # ours: the student has learnt the format in SFT
+: "${MATH_TASKS:=gsm8k math}"           # paper 5.1; zero-shot through the chat template, as the students learnt it
+: "${CODE_TASKS:=humaneval-plus mbpp-plus}" # DistiLLM-2 C.3: EvalPlus; base and plus scores are both printed
+: "${CODE_TOKENS:=1024}"               # DistiLLM-2 C.3: greedy
 : "${RESAMPLES:=10000}"                # paper 5.1
 : "${GAMMAS:=3 5}"                     # ours: draft lengths of Table 5
 : "${SPEED_PROMPTS:=80}"               # ours: how many Evol-Instruct prompts are timed
