@@ -1,5 +1,18 @@
 """Is this answer right? Graders, apart from generation: they read text and know no model."""
 
-from selectkd_eval.grading.number import GRADERS, Grader, extract_number, gsm8k_gold
+from selectkd_eval.grading.grade import Grade, Grading
+from selectkd_eval.grading.graders import GRADER_ROWS, GraderRow, open_grader
+from selectkd_eval.grading.number import GRADERS, Grader, NumberGrading, extract_number, gsm8k_gold
 
-__all__ = ["GRADERS", "Grader", "extract_number", "gsm8k_gold"]
+__all__ = [
+    "GRADERS",
+    "GRADER_ROWS",
+    "Grade",
+    "Grader",
+    "GraderRow",
+    "Grading",
+    "NumberGrading",
+    "extract_number",
+    "gsm8k_gold",
+    "open_grader",
+]

@@ -5,18 +5,20 @@ So a grader here is a named rule with measured error rates: `gsm8k-numeric` agre
 on all 5,276 labelled solutions of grade-school-math. A completion becomes a canonical number (an exact
 fraction, never a float) and is right when that equals the gold one.
 
-Stored completions can be graded again at any time without a model. Competition mathematics (symbolic answers)
-and programs need other graders.
+Stored completions can be graded again at any time without a model. Competition mathematics (symbolic answers) is
+`symbolic`'s, programs are the sandbox's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from types import TracebackType
 from typing import NamedTuple
 
 from selectkd_eval.errors import InputError
+from selectkd_eval.grading.grade import Grade
 
 _DIGITS = 200  # a longer run of digits is a model stuck in a loop, not an answer
 _NUMBER = re.compile(
@@ -76,6 +78,33 @@ def gsm8k_gold(answer: str) -> str:
     if number is None:
         raise InputError(f"the reference answer {answer[-60:]!r} has no '#### NUMBER' line as in GSM8K: add it")
     return number
+
+
+class NumberGrading:
+    """The grader `gsm8k-numeric`: exact fractions, no process, no library."""
+
+    name = "gsm8k-numeric"
+    version = "2"
+
+    def gold(self, reference: str) -> str:
+        """The number after a GSM8K answer's `####`; an InputError where there is none."""
+        return gsm8k_gold(reference)
+
+    def grade(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        """Verdicts on (completion, gold) pairs, in order."""
+        found = [extract_number(completion) for completion, _ in pairs]
+        return [
+            Grade("no-answer" if number is None else "right" if number == gold else "wrong", number)
+            for number, (_, gold) in zip(found, pairs, strict=True)
+        ]
+
+    def __enter__(self) -> NumberGrading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held open."""
 
 
 GRADERS = {grader.name: grader for grader in (Grader("gsm8k-numeric", extract_number, gsm8k_gold),)}

@@ -1,0 +1,140 @@
+"""Is this the same mathematical object? MATH's answers, compared by math-verify in processes that may be killed.
+
+The answer is the last `\\boxed{}`; in a text without one, what math-verify finds there: after "final answer is", or the
+last expression. The gold one is the reference solution's last box. What is plainly equal or unequal (the same LaTeX but
+for spacing, two integers) is decided here; a test holds that math-verify agrees. It differs from math-verify in a few
+named points, each a test: numbers with different base subscripts differ, and `2 1/2` is a mixed number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import TracebackType
+
+from selectkd_eval.grading.boxes import boxed_gold, last_boxes
+from selectkd_eval.grading.grade import Grade, GradeWord
+from selectkd_eval.grading.pool import Allowance, Pool, Reply
+
+_TAIL = 4000  # characters of a text without a box that are searched: the answer stands at its end
+_LONGEST = 20_000  # a longer "answer" is a model in a loop; no reference has more than 200 characters
+_KEPT = 400  # characters of an answer that a record keeps
+_SIGNS = str.maketrans(
+    {"−": "-", "–": "-", "\u00a0": " ", "\u202f": " ", "°": r"^\circ ", "π": r"\pi ", "×": r"\times "}
+)
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_SIZE = re.compile(r"\\(?:left|right|displaystyle|textstyle)(?![a-zA-Z])|\\[!,;:]")
+_SPACE = re.compile(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])")
+_MIXED = re.compile(r"(-?\d+)\s+(\d+)\s*/\s*(\d+)")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|mathbf|rm)\s*\{([^{}]*)\}")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\})\s?\d{3})+")
+_INTEGER = re.compile(r"[+-]?\d+")
+_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
+
+
+def tidy(answer: str) -> str:
+    """An answer without what surrounds it in prose: dollar signs of mathematics, bold marks, a final full stop."""
+    answer = _DOLLAR.sub("", answer.translate(_SIGNS).replace("\0", "")).strip().strip("*").strip()
+    answer = answer.rstrip(".,;").strip() or answer
+    if mixed := _MIXED.fullmatch(answer):
+        return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    return answer
+
+
+def plainly(answer: str, gold: str) -> bool | None:
+    """Whether two tidy answers are equal, where that can be seen without algebra; None where it cannot."""
+    answer, gold = _canonical(answer), _canonical(gold)
+    if answer == gold:
+        return True
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+        return _integer(answer) == _integer(gold)
+    if (ours := _BASE.fullmatch(answer)) and (theirs := _BASE.fullmatch(gold)):
+        return (ours[1].lstrip("0"), int(ours[2][:9])) == (theirs[1].lstrip("0"), int(theirs[2][:9]))
+    words = _words(answer)
+    if not words or words != _words(gold):
+        return None
+    return True if len(words) > 1 or "(" in answer + gold or "\\" in answer + gold else None  # x and X are two symbols
+
+
+def _canonical(answer: str) -> str:
+    answer = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", _SIZE.sub("", answer))
+    answer = _SPACE.sub("", answer).strip()
+    number = answer.removeprefix(r"\$")
+    if _THOUSANDS.fullmatch(number):
+        return re.sub(r"[^\d+-]", "", number)
+    return number if _INTEGER.fullmatch(number) else answer
+
+
+def _integer(digits: str) -> tuple[bool, str]:
+    """Sign and digits, because int() refuses thousands of them."""
+    magnitude = digits.lstrip("+-").lstrip("0")
+    return (digits.startswith("-") and magnitude != "", magnitude)
+
+
+def _words(answer: str) -> str:
+    """An answer in words, without case, spaces, parentheses: "\\text{(C)}" and "(C)"; empty where it is not words."""
+    plain = _TEXT.sub(r"\1", answer)
+    if not re.fullmatch(r"[A-Za-z(][\w\s().,'-]*", plain):
+        return ""
+    letters = re.sub(r"[\s().,'-]", "", plain)
+    named = plain != answer or letters.isalpha() or re.match(r"[A-Za-z]{3}", plain)
+    return letters.casefold() if named else ""
+
+
+class MathVerify:
+    """The grader `math-verify`. One pair's answer and gold are remembered: eight samples often give the same."""
+
+    name = "math-verify"
+
+    def __init__(self, workers: int = 0, allowance: Allowance | None = None) -> None:
+        self.version = f"1, math-verify {version('math-verify')}"
+        self.pool = Pool("math-verify", workers, allowance)
+        self.known: dict[tuple[str, str], Reply] = {}
+
+    def __enter__(self) -> MathVerify:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.close()
+
+    def gold(self, reference: str) -> str:
+        """The last box of a MATH solution; an InputError where it has none."""
+        return boxed_gold(reference)
+
+    def grade(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        """Verdicts on (completion, gold) pairs, in order."""
+        questions = [self._question(completion, gold) for completion, gold in pairs]
+        unknown = list(dict.fromkeys(key for _, key in questions if key not in self.known))
+        self.known.update(zip(unknown, self.pool.run(unknown), strict=True))
+        return [_grade(self.known[key], answer) for answer, key in questions]
+
+    def _question(self, completion: str, gold: str) -> tuple[str | None, tuple[str, str]]:
+        """What the completion's box holds, and the pair that decides; plain cases are settled at once."""
+        found = last_boxes(completion)
+        reference = tidy(gold)
+        if not found:
+            tail = completion[-_TAIL:].replace("\0", "")
+            key = (tail, f"$${reference}$$")
+            if not tail.strip():
+                self.known[key] = Reply("no-answer", None)
+            return None, key
+        # A list was asked for and each element stands in a box of its own.
+        raw = ", ".join(found) if len(found) > 1 and len(found) == reference.count(",") + 1 else found[-1]
+        answer = tidy(raw)
+        key = (f"$${answer}$$", f"$${reference}$$")
+        if key not in self.known:
+            plain = False if len(answer) > _LONGEST else plainly(answer, reference)
+            if plain is not None:
+                self.known[key] = Reply("right" if plain else "wrong", None)
+        return raw, key
+
+
+def _grade(reply: Reply, answer: str | None) -> Grade:
+    word: GradeWord = reply.word  # type: ignore[assignment]  # the worker's words are GradeWord's
+    extracted = answer if answer is not None else reply.extracted
+    if word == "no-answer" and answer is not None:
+        word = "wrong"  # a box was there, whatever stands in it
+    return Grade(word, None if extracted is None else extracted[:_KEPT])
