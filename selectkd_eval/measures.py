@@ -33,7 +33,7 @@ NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0, "no data")
 class Terms:
     """Numerator and denominator per prompt, (N,) each, with the prompts' ids in sorted order.
 
-    `proportion` says that the ratio is a share of successes, so that an interval at 0 or 1 is Wilson's.
+    `proportion` says that the ratio is a share of successes, so that an interval at the edges is Wilson's.
     """
 
     prompts: tuple[str, ...]
@@ -52,7 +52,8 @@ class Terms:
         counted = int(np.count_nonzero(self.den))
         if not counted:
             return NOTHING
-        if self.proportion and self.value in (0.0, 1.0):
+        some = self.den > 0
+        if self.proportion and stats.at_the_edge(self.num[some], self.den[some]):
             return stats.wilson(self.value * counted, counted)
         found = stats.ratio(self.num, self.den, resamples=resamples, seed=seed)
         return replace(found, n=counted)

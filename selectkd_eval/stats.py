@@ -21,6 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 RESAMPLES = 10_000
 _CHUNK = 500  # resamples held at once: 500 x prompts weights
 _Z = 1.959963984540054  # 97.5 % point of the normal distribution
+_POWER = 0.8416212335729143  # 80 % point
+_WHOLE = 50_000  # largest sum of differences whose distribution is computed rather than drawn: half a second
+RARE = 10  # prompts on the rarer side below which resampling knows too little about it
 
 Floats = NDArray[np.float64]
 
@@ -69,18 +72,28 @@ def ratio(
     """sum(num) / sum(den) with a percentile interval from resampling prompts.
 
     `num` and `den` have one entry per prompt, (N,). `strata`, (N,), keeps each task's number of prompts fixed.
-    With `proportion`, a ratio of exactly 0 or 1 falls back to Wilson on the N prompts (the bootstrap would give
-    an interval of no width).
+    With `proportion`, shares at the edges fall back to Wilson on the N prompts: see `at_the_edge`.
     """
     num, den = _pair(num, den)
     if not len(num) or not den.sum():
         return Estimate(float("nan"), float("nan"), float("nan"), len(num), "no data")
     value = float(num.sum() / den.sum())
-    if proportion and value in (0.0, 1.0):
+    if proportion and at_the_edge(num, den):
         return wilson(value * len(num), len(num))
     draws = _resampled_ratios(num[None], den[None], strata, resamples, seed)[0]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Estimate(value, float(low), float(high), len(num), f"bootstrap over prompts, {resamples:,} resamples")
+
+
+def at_the_edge(num: ArrayLike, den: ArrayLike) -> bool:
+    """Whether fewer than RARE prompts have any success, or any failure.
+
+    At 0 and 1 the bootstrap gives an interval of no width. Near them it is too narrow still: with 3 right of 164, it
+    covers 86 % where Wilson's interval covers 96 % (simulated; from 16 right on they agree). Wilson's takes a prompt's
+    samples as one, which is on the safe side.
+    """
+    num, den = _pair(num, den)
+    return bool(min(np.count_nonzero(num > 0), np.count_nonzero(num < den)) < RARE)
 
 
 def paired_delta(
@@ -124,6 +137,77 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(order) - rank) * p[index]))
         adjusted[index] = running
     return [float(value) for value in adjusted]
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that one of k answers is right, from n answers of which c are: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
+
+    The product form needs no large binomials. ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {c} right among {n} answers is not defined")
+    if k == 1:
+        return c / n
+    return 1.0 if n - c < k else float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def sign_flip(differences: ArrayLike, *, resamples: int = 100_000, seed: int = 0) -> tuple[float, str]:
+    """Two-sided p of "neither is better", from each prompt's difference, (N,), and the name of the test.
+
+    Were the two exchangeable, every difference could as well have had the other sign. For integers (counts of right
+    answers) the distribution of the sum over all 2^N signs is computed in full; with differences of -1, 0 and 1 alone
+    that is McNemar's exact test. Other differences are flipped at random, `resamples` times.
+    """
+    moved = np.asarray(differences, dtype=np.float64)
+    sizes, total = np.abs(moved[moved != 0]), float(moved.sum())
+    if not len(sizes):
+        return 1.0, "no difference on any problem"
+    if (sizes == np.rint(sizes)).all() and sizes.sum() <= _WHOLE:
+        whole = sizes.astype(np.int64)
+        unit = int(np.gcd.reduce(whole))
+        name = "McNemar, exact" if whole.max() == unit else "sign flips, exact"
+        return _exact_flips(whole // unit, abs(round(total)) // unit), name
+    rng = np.random.default_rng(np.random.SeedSequence([seed, len(sizes)]))
+    as_far = 0
+    for start in range(0, resamples, _CHUNK):
+        signs = rng.integers(0, 2, (min(_CHUNK, resamples - start), len(sizes))) * 2 - 1
+        # Rounding must not decide whether a sum is as far out as the observed one.
+        as_far += int(np.count_nonzero(np.abs(signs @ sizes) >= abs(total) * (1 - 1e-12) - 1e-12))
+    return (1 + as_far) / (1 + resamples), f"sign flips, {resamples:,} drawn"
+
+
+def _exact_flips(sizes: NDArray[np.int64], total: int) -> float:
+    """P(|sum of randomly signed sizes| >= total): a convolution of one binomial per distinct size."""
+    law = np.ones(1)
+    for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
+        steps = np.zeros(2 * size * count + 1)
+        steps[:: 2 * size] = _fair_binomial(int(count))
+        law = np.convolve(law, steps)
+    sums = np.arange(len(law)) - len(law) // 2
+    return min(1.0, float(law[np.abs(sums) >= total].sum()))
+
+
+def _fair_binomial(n: int) -> Floats:
+    """Probabilities of 0 ... n heads, (n + 1,)."""
+    counts = np.arange(n)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(n - counts) - np.log(counts + 1))]) - n * np.log(2)
+    return np.exp(logs)
+
+
+def standard_error(num: ArrayLike, den: ArrayLike) -> float:
+    """Linearised standard error of sum(num) / sum(den) over prompts, entries (N,); NaN for fewer than 2 prompts."""
+    num, den = _pair(num, den)
+    if len(num) < 2 or not den.sum():
+        return float("nan")
+    influence = (num - num.sum() / den.sum() * den) / den.mean()
+    return float(influence.std(ddof=1) / np.sqrt(len(num)))
+
+
+def detectable(error: float) -> float:
+    """The smallest true difference that a two-sided test at 5 % finds with 80 % power, for an estimate of this standard
+    error (normal approximation).
+    """
+    return (_Z + _POWER) * error
 
 
 def _two_sided(draws: Floats) -> float:

@@ -103,6 +103,50 @@ def passk(out: Path, model: dict[str, Any], n: int = 60, skill: float | None = N
     return write("passk", PasskOptions(out=out, model=model["name"], tasks=(task,)), facts, rows)
 
 
+def task_facts(task: str, kind: str = "answer", **more: Any) -> dict[str, Any]:
+    """A task as a header names it."""
+    grader = "sandbox" if kind == "code" else "gsm8k-numeric"
+    facts = {"n": 40, "kind": kind, "sha256": digest(task), "version": "test", "layout": "plain", "shots": 0}
+    return {**facts, "grader": grader, **more}
+
+
+def passk_facts(model: dict[str, Any], tasks: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The header facts of a passk record with these tasks."""
+    decoding = {"max_new_tokens": 512, "temperature": 0.0, "top_p": 1.0, "stops": []}
+    facts = {
+        "model": model,
+        "tasks": tasks,
+        "generation": {"engine": "hf", "decoding": dict.fromkeys(tasks, decoding), "seeds": "greedy, none"},
+        "graders": {"gsm8k-numeric": "1"},
+        "k": [1],
+    }
+    if any(task["kind"] == "code" for task in tasks.values()):
+        limits = {"cpu_seconds": 10.0, "memory_bytes": 1 << 30}
+        facts["sandbox"] = {"verdict": "isolated", "tier": "landlock", "limits": limits, "packages": {"numpy": "2.3"}}
+    return {**facts, **more}
+
+
+def answer_row(task: str, problem: str, word: str = "right", seed: int = 0, sample: int = 0, **more: Any) -> Any:
+    """One graded answer to a question."""
+    row = {"task": task, "problem": problem, "seed": seed, "sample": sample, "prompt_sha256": digest(problem)}
+    row |= {"completion": "So it is 7.", "finish": "eos", "n_tokens": 5, "n_prompt_tokens": 60, "prompt_cut": False}
+    row |= {"kind": "answer", "outcome": word, "correct": int(word == "right"), "detail": "", "strata": {}}
+    return {"key": f"{task}/{problem}/{seed}/{sample}", **row, "extracted": "7", "gold": "7", **more}
+
+
+def program_row(
+    task: str, problem: str, word: str = "pass", other: str | None = None, seed: int = 0, **more: Any
+) -> dict[str, Any]:
+    """One program run in both modes; `other` is the official outcome where it is another."""
+    row = answer_row(task, problem, word, seed)
+    del row["gold"]
+    row |= {"kind": "code", "correct": int(word == "pass"), "extracted": "def f():\n    return 7\n", "mode": "isolated"}
+    row |= {"fallback": False, "cpu_seconds": 0.01, "again": False, "output": ""}
+    word = other or word
+    row["other"] = {"mode": "official", "outcome": word, "correct": int(word == "pass"), "detail": ""}
+    return {**row, **more}
+
+
 def winrate(
     out: Path,
     candidate: dict[str, Any],
