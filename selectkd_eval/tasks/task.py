@@ -31,9 +31,11 @@ class Problem:
 class Layout:
     """How a problem is put to a model, in lm-eval's terms: Jinja templates over a problem's fields.
 
-    `chat` and `plain` say which models it suits. `shots` is the number of solved examples when the command does not
-    say; `examples` are the layout's own (chain-of-thought prompts), otherwise they come from the training split.
-    `prefix` opens the answer (lm-eval's gen_prefix). `continues` says that a completion continues the prompt's code.
+    `shots` is the number of solved examples when the command does not say; `examples` are the layout's own
+    (chain-of-thought prompts), otherwise they come from the training split. `sampler` is lm-eval's: `first_n` shows
+    the same first examples before every problem, `default` draws others for each, in order, from its seed 1234.
+    `delimiter` joins an example's question and answer in plain text. `prefix` opens the answer (lm-eval's gen_prefix).
+    `continues` says that a completion continues the prompt's code.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Layout:
     shots: int = 0
     examples: tuple[dict[str, Any], ...] = ()
     system: str = ""
+    sampler: Literal["first_n", "default"] = "first_n"
+    delimiter: str = " "
     prefix: str = ""
     continues: bool = False
     source: str = ""  # whose wording this is
@@ -50,8 +54,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Task:
-    """A named task, ready to be asked. `sha256` digests every problem and every solved example shown, whatever
-    --limit says; `version` names the data set's own version or split.
+    """A named task, ready to be asked. `examples` are the solved ones to show or, for a layout that draws, to draw
+    from. `sha256` digests every problem and every solved example shown, whatever --limit says; `version` names the
+    data set's own version or split.
     """
 
     name: str
