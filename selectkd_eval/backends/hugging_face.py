@@ -25,6 +25,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from selectkd_eval import environment
 from selectkd_eval.backends import identity
 from selectkd_eval.backends.backend import Asked, Completion, Decoding, Finish
+from selectkd_eval.backends.chat import chat_wanted, check_system
 from selectkd_eval.errors import SetupError
 from selectkd_eval.generate import Sampling, end_tokens, pick, uniforms
 from selectkd_eval.pair import load_model
@@ -45,8 +46,9 @@ class HuggingFace:
     def __init__(self, options: PasskOptions) -> None:
         device = environment.device(options.device)
         model, tokenizer, card = load_model(options.model, device, torch.float32 if device == "cpu" else None)
-        self.chat = identity.chat_wanted(options.chat, tokenizer, options.model)
-        identity.check_system(options.system, self.chat, tokenizer, options.model)
+        self.chat = chat_wanted(options.chat, tokenizer, options.model)
+        if self.chat:
+            check_system(options.system, tokenizer, options.model)
         self.card = card.as_dict()
         self.system = options.system
         self.batch_size = options.batch_size

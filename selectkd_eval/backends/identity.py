@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from selectkd_eval.environment import fingerprint_dir
-from selectkd_eval.errors import InputError
 from selectkd_eval.pair import locate
 from selectkd_eval.records import canonical
 
@@ -62,28 +61,3 @@ def versions(*packages: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def chat_wanted(chat: str, tokenizer: Any, model: str) -> bool:
-    """--chat resolved: auto takes the chat template where the tokenizer has one."""
-    if chat == "yes" and not tokenizer.chat_template:
-        raise InputError(
-            f"--chat yes asks for a chat template, and the tokenizer of {model} has none: use --chat no, or save a "
-            f"chat_template.jinja beside the tokenizer"
-        )
-    return chat != "no" and bool(tokenizer.chat_template)
-
-
-def check_system(system: str, chat: bool, tokenizer: Any, model: str) -> None:
-    """An InputError when --system would not reach the model: some chat templates refuse it, lm-eval then drops it."""
-    if not (system and chat):
-        return
-    from jinja2 import TemplateError
-
-    history = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
-    try:
-        shown = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
-        shown = ""
-    if system.strip() not in shown:
-        raise InputError(f"the chat template of {model} takes no system prompt: leave --system out, or use --chat no")
