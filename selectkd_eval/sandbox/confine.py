@@ -36,13 +36,22 @@ _PROCESS_CPU_CLOCK = 2
 _LOADER_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/usr/lib/locale")
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is something that this user can get at; a directory that may not be entered holds nothing."""
+    try:
+        Path(path).stat()
+    except OSError:
+        return False
+    return True
+
+
 def python_paths() -> tuple[str, ...]:
     """What this interpreter reads while it runs: standard library, shared libraries, time zones. Only what exists."""
     base = Path(sys.base_prefix)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     wanted = [base / "lib" / version, base / "lib64" / version, base / "lib" / f"{version.replace('.', '')}.zip"]
     wanted += [base / "lib", *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64", *_LOADER_FILES))]
-    return tuple(dict.fromkeys(str(path) for path in wanted if path.exists()))
+    return tuple(dict.fromkeys(str(path) for path in wanted if exists(path)))
 
 
 def _threads_of_user() -> int:

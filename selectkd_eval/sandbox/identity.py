@@ -52,14 +52,14 @@ def drop_capabilities() -> None:
     syscalls.call("capset", HEADER, NO_CAPABILITIES)
 
 
-def open_to_all(paths: Sequence[str]) -> bool:
-    """Whether a user without any rights of his own can reach and read the paths; missing ones are not looked at."""
+def open_to_all(paths: Sequence[str], way: bool = True) -> bool:
+    """Whether a user without any rights of his own can read the paths and, with `way`, get there; missing ones pass."""
     for path in map(Path, paths):
         if not path.exists():
             continue
         real = path.resolve()
         wanted = 0o5 if real.is_dir() else 0o4
-        if real.stat().st_mode & wanted != wanted or any(not up.stat().st_mode & 0o1 for up in real.parents):
+        if real.stat().st_mode & wanted != wanted or (way and any(not up.stat().st_mode & 0o1 for up in real.parents)):
             return False
     return True
 

@@ -103,6 +103,8 @@ Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
 def _word(value: Argument) -> ctypes.c_long | ctypes.c_void_p:
     if isinstance(value, int):
         return ctypes.c_long(value)  # variadic: without this, ctypes would pass 32 bits
+    if isinstance(value, bytes):
+        return ctypes.cast(ctypes.c_char_p(value), ctypes.c_void_p)
     return ctypes.c_void_p(None) if value is None else ctypes.cast(value, ctypes.c_void_p)
 
 
