@@ -41,7 +41,9 @@ class Program:
     `code` is untrusted: for HumanEval the prompt plus the completion, for MBPP the answer's code. `imports`, `setup`
     and `test` are the data set's own and trusted; they run in this order after `code`. With `entry_point`, the
     test text defines `check(candidate)` and is called with that function (HumanEval). With `plus`, inputs are run
-    through the canonical solution and the candidate, and outputs compared by EvalPlus's rules.
+    through the canonical solution and the candidate, and outputs compared by EvalPlus's rules. `given` is the data
+    set's own prompt where it is a module: isolated tests take its helpers (HumanEval/32 calls `poly`) from there, so
+    that a candidate cannot replace them.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Program:
     imports: str = ""
     entry_point: str = ""
     plus: dict[str, Any] | None = field(default=None, hash=False)
+    given: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
