@@ -11,20 +11,18 @@ It judges nothing: see `winrate` and `passk`.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from selectkd_eval import environment
-from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import Prompt, answer_text, load_prompts, prompt_ids
 from selectkd_eval.records import Writer, open_record
+from selectkd_eval.served import Reply, Served
 from selectkd_eval.verbs import AnswerOptions
 
 
@@ -42,16 +40,6 @@ class Question(NamedTuple):
         """31 bits (what every server takes) that depend on the prompt and the seeds, not on what is asked beside it."""
         text = f"{self.prompt.id}/{run_seed}/{self.seed}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer, why it ended and its length in tokens (None: the server did not say); or the error instead."""
-
-    answer: str = ""
-    finish: str = ""
-    n_tokens: int | None = None
-    error: str = ""
 
 
 def run(options: AnswerOptions) -> int:
@@ -86,7 +74,7 @@ def _ask(source: _Local | _Server, pending: list[Question], options: AnswerOptio
                 failed += 1
                 record.write(question.key, **row, error=reply.error)
             else:
-                row |= {"answer": reply.answer, "finish": reply.finish, "n_tokens": reply.n_tokens}
+                row |= {"answer": reply.text, "finish": reply.finish, "n_tokens": reply.n_tokens}
                 record.write(question.key, **row)
             bar.update()
     if failed:
@@ -166,29 +154,14 @@ class _Local:
 
 
 class _Server:
-    """An OpenAI-compatible server. Its key stays in the environment: it is neither recorded nor printed."""
+    """A model behind an OpenAI-compatible server."""
 
     def __init__(self, options: AnswerOptions) -> None:
-        self.openai = environment.require("openai", "answer --base-url", "judge")
-        address = urlsplit(options.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
-            raise InputError(
-                "--base-url takes a plain http(s) address such as http://localhost:8000/v1, because the record keeps "
-                "it: put the key into an environment variable and name that with --key-variable"
-            )
         self.options = options
-        self.key = os.environ.get(options.key_variable, "")
-        # Local servers take any key, but the client insists on one.
-        self.client = self.openai.OpenAI(base_url=options.base_url, api_key=self.key or "none", max_retries=4)
-        self.card: dict[str, Any] = {
-            "name": options.model,
-            "fingerprint": f"server:{options.base_url}:{options.model}",
-            "parameters": None,
-            "method": options.model,
-            "base_method": "",
-            "seed": None,
-            "training": {},
-        }
+        self.served = Served(
+            options.base_url, options.model, options.key_variable, options.batch_size, "answer --base-url"
+        )
+        self.card = self.served.card
         self.generation = {
             "backend": "OpenAI-compatible server",
             "max_new_tokens": options.max_new_tokens,
@@ -198,64 +171,15 @@ class _Server:
 
     def replies(self, questions: list[Question]) -> Iterator[tuple[Question, Reply]]:
         """Replies as they arrive. A refusal that asking again cannot mend stops the run, after what is in flight."""
-        answered, refusal, waiting = 0, None, iter(questions)
-        with ThreadPoolExecutor(self.options.batch_size) as pool:
-            in_flight: dict[Future[Reply], Question] = {}
-            while True:
-                while refusal is None and len(in_flight) < self.options.batch_size and (q := next(waiting, None)):
-                    in_flight[pool.submit(self._one, q)] = q
-                if not in_flight:
-                    break
-                for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
-                    question, error = in_flight.pop(future), future.exception()
-                    if error is None:
-                        answered += 1
-                        yield question, future.result()
-                    elif refusal := refusal or self._refusal(error, answered):
-                        continue
-                    else:
-                        yield question, Reply(error=self._describe(error))
-        if refusal is not None:
-            raise refusal
+        for place, reply in self.served.replies(self._request(question) for question in questions):
+            # Servers have more words than two for why a text ended ("content_filter" leaves none and is an error).
+            yield questions[place], replace(reply, finish="length" if reply.finish == "length" else "stop")
 
-    def _one(self, question: Question) -> Reply:
-        options = self.options
-        reply = self.client.chat.completions.create(
-            model=options.model,
-            messages=[{"role": "user", "content": question.prompt.text}],
-            max_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=question.draw_seed(options.seed),
-        )
-        choices = getattr(reply, "choices", None)
-        if not choices or choices[0].message is None:
-            return Reply(error="the server's reply holds no answer: is this address its /v1?")
-        if (text := choices[0].message.content) is None:
-            return Reply(error=f"the server returned no text (finish reason {choices[0].finish_reason})")
-        used = reply.usage.completion_tokens if reply.usage else None
-        return Reply(text, "length" if choices[0].finish_reason == "length" else "stop", used)
-
-    def _refusal(self, error: BaseException, answered: int) -> Exception | None:
-        """The error that ends the run: key, permission, address, model or money; None for one prompt's mishap."""
-        where, model, variable = self.options.base_url, self.options.model, self.options.key_variable
-        kept = "what was answered is kept, and the same command goes on from there"
-        if isinstance(error, self.openai.AuthenticationError):
-            found = "was refused (401)" if self.key else "is not set, and the server asks for a key (401)"
-            return SetupError(f"the key in ${variable} {found}: set it, or name another with --key-variable; {kept}")
-        if isinstance(error, self.openai.PermissionDeniedError):
-            return SetupError(f"{where} forbids the use of {model!r} with this key (403): use another of them; {kept}")
-        if isinstance(error, self.openai.NotFoundError):
-            return InputError(f"{where} is no /v1 address or has no model {model!r} (404): correct either; {kept}")
-        if isinstance(error, self.openai.RateLimitError) and error.code == "insufficient_quota":
-            return SetupError(f"{where} says that the account's quota is used up: raise it; {kept}")
-        if isinstance(error, self.openai.APIConnectionError) and not answered:
-            return InputError(f"no server answers at {where}: start it, or correct --base-url; {kept}")
-        if isinstance(error, self.openai.OpenAIError | ValueError):
-            return None
-        # Anything else is a defect of ours and must be seen.
-        raise error
-
-    def _describe(self, error: BaseException) -> str:
-        text = f"{type(error).__name__}: {error}"[:300]
-        return text.replace(self.key, "[key]") if self.key else text
+    def _request(self, question: Question) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": question.prompt.text}],
+            "max_tokens": self.options.max_new_tokens,
+            "temperature": self.options.temperature,
+            "top_p": self.options.top_p,
+            "seed": question.draw_seed(self.options.seed),
+        }

@@ -57,7 +57,9 @@ class Backend(Protocol):
     chat: bool
     card: dict[str, Any]
     identity: dict[str, Any]
-    seeds: str
+
+    @property
+    def seeds(self) -> str: ...
 
     def room(self, asked: int) -> int:
         """The longest answer when `asked` tokens are wanted: the prompt needs room too."""

@@ -38,7 +38,9 @@ class VLLM:
             check_system(options.system, self.tokenizer, options.model)
         where, self._merged = _directory(options.model)
         platform = environment.require("vllm.platforms", "passk --backend vllm", "vllm").current_platform
-        self.llm = _engine(self._vllm, options.model, str(where), "float32" if platform.is_cpu() else "auto", options.batch_size)
+        self.llm = _engine(
+            self._vllm, options.model, str(where), "float32" if platform.is_cpu() else "auto", options.batch_size
+        )
         configured = self.llm.llm_engine.model_config
         self.positions = int(configured.max_model_len)
         bare = _without_weights(str(where))
