@@ -17,7 +17,8 @@ from matplotlib.patches import Patch
 
 from analysis import speed
 from analysis.grid import Grid
-from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
+from analysis.load import LIKELIHOOD_NOTE, Library, Method
+from analysis.pass_columns import Column
 from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, ink, look
 from analysis.table_ir import number, signed
 from selectkd_eval.errors import InputError

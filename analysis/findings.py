@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from analysis import speed
 from analysis.acceptance import tar_sets
 from analysis.grid import Grid
-from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method
+from analysis.load import LIKELIHOOD_NOTE, Library, Method
+from analysis.pass_columns import Column
 from analysis.table_ir import number, signed
 from selectkd_eval import measures, stats
 from selectkd_eval.records import Record

@@ -11,7 +11,8 @@ from collections import defaultdict
 from functools import cache
 from typing import Literal
 
-from analysis.load import Column, Library, Measurement, Method
+from analysis.load import Library, Measurement, Method
+from analysis.pass_columns import Column
 from selectkd_eval import measures, stats
 from selectkd_eval.errors import InputError
 from selectkd_eval.measures import Terms
@@ -33,7 +34,7 @@ class Grid:
                 self.found[measurement.column, measurement.method].append(measurement)
         self.columns = sorted({column for column, _ in self.found}, key=lambda column: (column.label, str(column.key)))
         self.methods = sorted({method for _, method in self.found}, key=lambda method: method.order)
-        self.notes: list[str] = []
+        self.notes: list[str] = list(library.pass_notes) if kind == "passk" else []
         self.estimate = cache(self._estimate)
         self.delta = cache(self._delta)
 

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from analysis import pass_columns
+from analysis.pass_columns import Column
 from selectkd_eval import measures, records
 from selectkd_eval.errors import InputError
 from selectkd_eval.measures import Terms
@@ -56,6 +58,7 @@ _BASES = (
 )
 _VERIFIERS = ("none", "hellinger", "top-k", "spec-k")
 _ROLES = ("teacher", "start", "model", "student")
+_MEASURED = {"passk": "model", "regrade": "model", "winrate": "candidate", "speedup": "draft"}
 LIKELIHOOD_NOTE = "a likelihood under a local model, not a human or LLM preference; it rewards bland text"
 
 
@@ -107,18 +110,6 @@ class Method:
             str(self.setting),
             self.variant,
         )
-
-
-@dataclass(frozen=True)
-class Column:
-    """What was measured, on what, by which rule. Only equal columns are compared."""
-
-    kind: Literal["passk", "winrate"]
-    label: str
-    key: tuple[tuple[str, Any], ...]
-
-    def get(self, name: str) -> Any:
-        return dict(self.key).get(name)
 
 
 @dataclass(frozen=True)
@@ -193,20 +184,17 @@ class Library:
         return [*self._passk(), *self._winrates()]
 
     def _passk(self) -> Iterator[Measurement]:
-        for record in self.of("passk"):
-            card, options = record.facts["model"], record.options
-            for task, facts in record.facts["tasks"].items():
-                key = {
-                    "task": task,
-                    "sha256": facts.get("sha256"),
-                    "n": facts.get("n"),
-                    "shots": facts.get("shots", options.get("shots")),
-                    "grader": facts.get("grader"),
-                    "temperature": options.get("temperature"),
-                    "max_new_tokens": options.get("max_new_tokens"),
-                }
-                column = Column("passk", task, tuple(key.items()))
-                yield self._measurement(column, card, measures.pass_at_1(record.rows, task), record)
+        for one in self._scored[0]:
+            yield self._measurement(one.column, one.record.facts["model"], one.terms, one.record)
+
+    @property
+    def pass_notes(self) -> list[str]:
+        """Which regraded numbers took whose place."""
+        return self._scored[1]
+
+    @cached_property
+    def _scored(self) -> tuple[list[pass_columns.Scored], list[str]]:
+        return pass_columns.scored(self.records)
 
     def _winrates(self) -> Iterator[Measurement]:
         for record in self.of("winrate"):
@@ -237,8 +225,8 @@ class Library:
     def _cards(self) -> Iterator[Card]:
         for record in self.records:
             facts = record.facts
-            for name in {"passk": "model", "winrate": "candidate", "speedup": "draft"}.get(record.verb, "").split():
-                yield facts.get(name) or {}
+            if record.verb in _MEASURED:
+                yield facts.get(_MEASURED[record.verb]) or {}
             if record.verb == "winrate":
                 yield facts.get("baseline") or {}
 

@@ -69,8 +69,8 @@ METHODS: tuple[tuple[str, str, str], ...] = (
 )
 INTERVALS = (
     "Intervals are 95 % percentile bootstraps that resample prompts with all seeds, samples and orders of a prompt "
-    "together (Wilson's at 0 and 1). Differences are paired by prompt. They hold for the students that were trained; "
-    "the spread over training seeds is shown beside them."
+    f"together (Wilson's where fewer than {stats.RARE} prompts succeed, or fail). Differences are paired by prompt. "
+    "They hold for the students that were trained; the spread over training seeds is shown beside them."
 )
 
 
@@ -103,7 +103,7 @@ def page(records: Library, title: str, resamples: int = stats.RESAMPLES) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    verbs = {record.verb for record in records.records}
+    verbs = _measured(records)
     return environment.get_template("report.html.j2").render(
         title=title,
         findings=findings(records, resamples),
@@ -119,11 +119,16 @@ def page(records: Library, title: str, resamples: int = stats.RESAMPLES) -> str:
     )
 
 
+def _measured(records: Library) -> set[str]:
+    """What was measured, by verb; answers that were graded again are pass@1 like those of the first time."""
+    return {"passk" if record.verb == "regrade" else record.verb for record in records.records}
+
+
 def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Markup]:
     """Every table that the records can fill, as HTML; the writers have escaped it."""
     made = []
     for number, verb in _TABLES.items():
-        if not records.of(verb):
+        if verb not in _measured(records):
             continue
         try:
             made.append(Markup(writers.html(build(number, records, resamples))))
@@ -136,7 +141,7 @@ def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Pic
     made = []
     for name, verb in _FIGURES.items():
         assert name in FIGURES
-        if not records.of(verb):
+        if verb not in _measured(records):
             continue
         try:
             drawing = draw(name, records, resamples)

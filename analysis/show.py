@@ -1,7 +1,8 @@
 """The verb `show`: what is in one record?
 
 Options that differ from the defaults, inputs, facts, how many rows measured something, and the verb's number from
-the same function as tables and figures. With `--rows N` the first N rows follow as JSON lines.
+the same function as tables and figures. With `--rows N` the first N rows follow as JSON lines; with `--item ID` one
+row is shown in full instead (`item`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from analysis import pass_columns
+from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
-from selectkd_eval import measures
+from selectkd_eval import measures, passk_table
 from selectkd_eval.records import Record, canonical, read
 from selectkd_eval.stats import Estimate
+from selectkd_eval.terminal import visible
 from selectkd_eval.verbs import VERBS, ShowOptions, jsonable
 
 _WIDE = 100  # characters of a fact before it is cut
@@ -25,9 +29,10 @@ _WIDE = 100  # characters of a fact before it is cut
 def run(options: ShowOptions) -> int | None:
     """Print one record; an unfinished one is shown as such."""
     record = read(options.record, unfinished_ok=True)
-    print("\n".join(lines(record)))
+    shown = item_lines(record, options.item) if options.item else lines(record)
+    print("\n".join(visible(line) for line in shown))
     for row in record.rows[: options.rows]:
-        print(canonical(row))
+        print(visible(canonical(row)))
     return None
 
 
@@ -45,7 +50,9 @@ def lines(record: Record) -> Iterator[str]:
     yield f"made by: {_maker(header)}"
     if record.finished and (found := list(numbers(record))):
         yield "numbers, with 95 % intervals:"
-        yield from (f"  {line}" for line in found)
+        # The table of a pass@k record is as wide as a screen already.
+        indent = "" if record.verb in pass_columns.VERBS else "  "
+        yield from (f"{indent}{line}" for line in found)
 
 
 def numbers(record: Record) -> Iterator[str]:
@@ -55,8 +62,7 @@ def numbers(record: Record) -> Iterator[str]:
 
 
 def _passk(record: Record) -> Iterator[str]:
-    for task in record.facts["tasks"]:
-        yield f"pass@1 on {task}: {_percent(measures.pass_at_1(record.rows, task).estimate())}"
+    yield from passk_table.lines(record.facts, record.rows, record.facts.get("k") or [1])
 
 
 def _winrate(record: Record) -> Iterator[str]:
@@ -107,6 +113,7 @@ def _train(record: Record) -> Iterator[str]:
 
 _NUMBERS: dict[str, Callable[[Record], Iterator[str]]] = {
     "passk": _passk,
+    "regrade": _passk,
     "winrate": _winrate,
     "tar": _tar,
     "speedup": _speedup,

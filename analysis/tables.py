@@ -14,11 +14,12 @@ from pathlib import Path
 from analysis import writers
 from analysis.files import put
 from analysis.grid import Grid
-from analysis.load import LIKELIHOOD_NOTE, Column, Library, Method, library
+from analysis.load import LIKELIHOOD_NOTE, Library, Method, library
+from analysis.pass_columns import Column, outcomes
 from analysis.speed_table import speed_table
 from analysis.table_ir import Block, Cell, Row, Table, finish, number
 from analysis.table_ir import Column as TableColumn
-from selectkd_eval import measures
+from selectkd_eval import measures, stats
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import TableOptions
 
@@ -76,7 +77,7 @@ def pass_table(records: Library, resamples: int) -> Table:
     grid = _grid(records, "passk", resamples, "table 2 needs passk records")
     graders = sorted({f"{column.label}: {column.get('grader')}" for column in grid.columns if column.get("grader")})
     caption = f"pass@1 in percent. {_sample(grid)}"
-    notes = [f"Grader of {grader}." for grader in graders]
+    notes = [*(f"Grader of {grader}." for grader in graders), *_outcome_notes(grid)]
     return _measured_table("table2", "Table 2. pass@1.", caption, grid, notes)
 
 
@@ -192,8 +193,8 @@ def _sample(*grids: Grid) -> str:
     trained = f" {' or '.join(map(str, sorted(seeds)))} training seed{plural} per student, pooled." if seeds else ""
     return (
         f"{'; '.join(sizes)}.{trained} Brackets: 95 % interval, percentile bootstrap over prompts with all seeds of "
-        f"a prompt together, {grids[0].resamples:,} resamples (Wilson at 0 and 100); it holds for the students "
-        "trained."
+        f"a prompt together, {grids[0].resamples:,} resamples (Wilson's where fewer than {stats.RARE} succeed, or "
+        "fail); it holds for the students trained."
     )
 
 
@@ -212,6 +213,19 @@ def _notes(grid: Grid) -> list[str]:
     if total := sum(failed.values()):
         notes.append(f"{total} failed rows in {sum(map(bool, failed.values()))} records are in no number.")
     return notes + grid.notes
+
+
+def _outcome_notes(grid: Grid) -> list[str]:
+    notes = []
+    for column in grid.columns:
+        parts = []
+        for method in grid.methods:
+            found = [f.record for f in grid.found.get((column, method), [])]
+            if words := ", ".join(outcomes(found, str(column.get("task")))):
+                parts.append(f"{grid.library.label(method)} {words}")
+        if parts:
+            notes.append(f"Behind {grid.label(column)}: {'; '.join(parts)}.")
+    return notes
 
 
 def _verdict_notes(grid: Grid) -> list[str]:

@@ -16,11 +16,12 @@ from selectkd_eval import measures, pass_rates, stats
 from selectkd_eval.measures import Row
 from selectkd_eval.pass_rates import Comparison
 from selectkd_eval.passk_notes import SHOWN, grader_of, is_code, short
+from selectkd_eval.records import canonical
 from selectkd_eval.terminal import aligned, bullets, visible
 
 Facts = Mapping[str, Any]
 
-_OF_THE_MODEL = ("fingerprint", "weights", "adapter", "tokenizer", "template", "model", "parameters", "decoding")
+_OF_THE_MODEL = ("weights", "adapter", "tokenizer", "chat_template", "model", "repetition_penalty", "decoding", "seeds")
 
 
 def compare_lines(
@@ -35,10 +36,10 @@ def compare_lines(
         other = other_facts["tasks"].get(name)
         if other is None:
             told.append(f"{name}: not in the other record")
-        elif other.get("sha256") != task.get("sha256"):
+        elif not _same_problems(name, facts, rows, other_facts, other_rows):
             digests = " and ".join(str(part.get("sha256"))[:12] for part in (task, other))
             told.append(
-                f"{name}: the two records were asked other problems or examples (data {digests}), so no pairing"
+                f"{name}: not paired, for the two records were asked other problems or examples (data {digests})"
             )
         elif (pair := pass_rates.compare(rows, other_rows, name)) is None:
             told.append(f"{name}: no problem was answered in both")
@@ -71,7 +72,7 @@ def _same_problems(name: str, facts: Facts, rows: Sequence[Row], other_facts: Fa
         for some in (rows, other_rows)
     )
     shared = gold.keys() & before.keys()
-    same = bool(task.get("version")) and all(task.get(what) == other.get(what) for what in ("version", "kind", "n"))
+    same = bool(task.get("version")) and all(task.get(what) == other.get(what) for what in ("version", "kind"))
     return same and bool(shared) and all(gold[problem] == before[problem] for problem in shared)
 
 
@@ -84,9 +85,7 @@ def _table(found: Mapping[str, Comparison]) -> list[str]:
     adjusted = stats.holm([pair.p for pair in found.values()])
     single = all(pair.single for pair in found.values())
     sides = ["only this", "only other"] if single else ["better", "worse"]
-    table = [
-        ["task", "this %", "other %", "difference", "95 % interval", "n", *sides, "same", "p", "Holm", "detectable"]
-    ]
+    table = [["task", "this %", "other %", "delta", "95 % interval", "n", *sides, "same", "p", "Holm", "settles"]]
     for (name, pair), p in zip(found.items(), adjusted, strict=True):
         delta = pair.delta.scaled(100)
         table.append(
@@ -115,8 +114,8 @@ def _words(found: Mapping[str, Comparison]) -> Iterator[str]:
             if single
             else "better, worse: problems of which this run has the larger, the smaller share of answers right"
         )
-        + f"; p: {' or '.join(tests)}; Holm: adjusted over the tasks; detectable: the smallest difference in points "
-        "that differences like these settle (80 % power, 5 % two-sided)"
+        + f"; p: {' or '.join(tests)}; Holm: adjusted over the tasks; settles: the smallest difference in points "
+        "that these problems settle (80 % power, 5 % two-sided)"
     )
     for (name, pair), p in zip(found.items(), stats.holm([pair.p for pair in found.values()]), strict=True):
         if p < 0.05:
@@ -137,7 +136,7 @@ def _differences(
     """What beside the model is not the same in two runs of a task."""
     settings, others = setting(facts, name), setting(other_facts, name)
     for what in dict.fromkeys((*settings, *others)):
-        if settings.get(what) != others.get(what):
+        if canonical(settings.get(what)) != canonical(others.get(what)):
             yield f"{what} {_brief(settings.get(what))} / {_brief(others.get(what))}"
     prompts, before = (
         {row["problem"]: row.get("prompt_sha256") for row in some if row.get("task") == name and "problem" in row}
@@ -154,12 +153,21 @@ def setting(facts: Facts, name: str) -> dict[str, Any]:
     decoding = (generation.get("decoding") or {}).get(name) or {}
     found = {"layout": task.get("layout"), "shots": task.get("shots"), "grader": grader_of(facts, name)}
     if is_code(facts, name):
-        limits = sandbox.get("limits") or {}
-        found |= {f"limit {what}": value for what, value in limits.items()} | {"packages": sandbox.get("packages")}
+        found |= {"limit": sandbox.get("limits"), "packages": sandbox.get("packages")}
     else:
         found["grader version"] = (facts.get("graders") or {}).get(task.get("grader"))
     found |= {what.replace("_", " "): value for what, value in decoding.items()}
-    return found | {what: value for what, value in generation.items() if what not in (*_OF_THE_MODEL, "seeds")}
+    found |= {what: value for what, value in generation.items() if what not in _OF_THE_MODEL}
+    return dict(_flat(found))
+
+
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Mappings (limits, versions of packages) entry by entry, so that only the entries that differ are named."""
+    for what, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{what} {part}", inner) for part, inner in value.items())
+        else:
+            yield what, value
 
 
 def _brief(value: Any) -> str:

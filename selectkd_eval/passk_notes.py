@@ -37,7 +37,7 @@ def is_code(facts: Facts, name: str) -> bool:
 def grader_of(facts: Facts, name: str) -> str:
     """What decided right and wrong: a grader's name, or the mode in which programs were run."""
     if is_code(facts, name):
-        return f"{(facts.get('sandbox') or {}).get('verdict', 'unknown')} tests"
+        return str((facts.get("sandbox") or {}).get("verdict", "unknown"))
     return str(facts["tasks"][name].get("grader") or "unknown")
 
 

@@ -25,7 +25,7 @@ def test_a_pass_record_shows_its_number_and_only_changed_options(tmp_path: Path)
     share = 100 * measures.pass_at_1(record.rows).value
     assert "(finished)" in text
     assert "rows: 20 measured, 0 failed" in text
-    assert f"pass@1 on mini-gsm: {share:.2f} [" in text
+    assert f"\nmini-gsm  {share:8.2f}  " in text
     assert "  model: students/KD-0\n" in text
     assert "max_new_tokens" not in text, "an option at its default is no news"
 
