@@ -143,15 +143,15 @@ def _high(descriptor: int) -> int:
 def _user_steps(directory: str, read: Sequence[str]) -> tuple[list[syscalls.Prepared], str]:
     """The calls that give up user and capabilities, and who the child is then."""
     no_capabilities = syscalls.Prepared("capset", identity.HEADER, identity.NO_CAPABILITIES)
-    if not identity.capable(identity.SETUID, identity.SETGID):
+    if not identity.capable(identity.SETUID, identity.SETGID) or not identity.nobody_exists():
         return [no_capabilities], f"uid {os.geteuid()}, no capabilities"
     nobody = identity.NOBODY
-    effective = 0
-    if identity.capable(identity.CHOWN, identity.DAC_OVERRIDE) and identity.open_to_all(
-        [*read, str(Path(directory).parent)]
-    ):
-        os.chown(directory, nobody, nobody)
-        effective = nobody
+    # The fork-server must still be able to end the child and to empty its directory.
+    effective = nobody if identity.capable(identity.CHOWN, identity.DAC_OVERRIDE, identity.KILL) else 0
+    if not identity.open_to_all([*read, str(Path(directory).parent)]):
+        effective = 0
+    if effective:
+        os.chown(directory, effective, -1)
     steps = [
         syscalls.Prepared("setgroups", 0, None),
         syscalls.Prepared("setresgid", nobody, nobody, nobody),

@@ -15,7 +15,7 @@ from pathlib import Path
 from selectkd_eval.sandbox import syscalls
 
 NOBODY = 65534
-CHOWN, DAC_OVERRIDE, SETGID, SETUID, SETPCAP, SYS_ADMIN = 0, 1, 6, 7, 8, 21  # linux/capability.h
+CHOWN, DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP, SYS_ADMIN = 0, 1, 5, 6, 7, 8, 21  # linux/capability.h
 HEADER = struct.pack("=Ii", 0x20080522, 0)
 NO_CAPABILITIES = bytes(24)
 _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _CLEAR_ALL = 24, 28, 47, 4
@@ -64,12 +64,20 @@ def open_to_all(paths: Sequence[str], way: bool = True) -> bool:
     return True
 
 
-def become_nobody(effective: int = NOBODY) -> None:
-    """Give up root's user and groups. `effective` 0 keeps root's rights as the owner of his files, and only those.
+def nobody_exists() -> bool:
+    """Whether this process's user namespace has the user and group that root would become."""
+    for name in ("uid_map", "gid_map"):
+        try:
+            rows = [line.split() for line in Path("/proc/self", name).read_bytes().decode().splitlines()]
+        except OSError:
+            return False
+        if not any(int(first) <= NOBODY < int(first) + int(count) for first, _, count in rows):
+            return False
+    return True
 
-    Raises:
-        OSError: without SETUID and SETGID.
-    """
+
+def become_nobody() -> None:
+    """Give up root's user and groups. Raises OSError without SETUID and SETGID."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, effective, effective)
+    os.setresuid(NOBODY, NOBODY, NOBODY)

@@ -60,13 +60,12 @@ def _set_attributes(target: str, attributes: int, recursive: bool = True) -> Non
 def _unshare(with_user: bool) -> None:
     wanted = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET | (_NEWUSER if with_user else 0)
     user, group = os.geteuid(), os.getegid()
-    with _doing("unshare"):
-        try:
-            syscalls.call("unshare", wanted | _NEWCGROUP)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            syscalls.call("unshare", wanted)  # a kernel without cgroup namespaces
+    try:
+        syscalls.call("unshare", wanted | _NEWCGROUP)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        syscalls.call("unshare", wanted)  # a kernel without cgroup namespaces
     if with_user:
         with _doing("setting up the user map"):
             syscalls.call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)  # otherwise root would own the files below
@@ -101,8 +100,7 @@ def _build_root(read_only: Sequence[str], work: str, work_options: str) -> None:
     _mount("tmpfs", base, "tmpfs", _NOSUID | _NODEV, "size=1m,nr_inodes=4k,mode=755")
     os.chdir(base)
     Path(_OLD[1:]).mkdir()
-    with _doing("pivot_root"):
-        syscalls.call("pivot_root", b".", os.fsencode(_OLD[1:]))
+    syscalls.call("pivot_root", b".", os.fsencode(_OLD[1:]))
     os.chdir("/")
     done: list[str] = []
     for path in sorted(shown):  # a directory before what lies in it, which needs no bind of its own then
@@ -135,13 +133,13 @@ def enter(read_only: Sequence[str], work: str, work_bytes: int = 64 << 20) -> No
         OSError: the step that was refused and why. The process must end then: it stands between two roots.
     """
     as_root = identity.capable(identity.SYS_ADMIN, identity.SETUID, identity.SETGID, identity.SETPCAP)
+    as_root = as_root and identity.nobody_exists()
     # Inside, the way to a path is made of new directories; only what is bound must be open to others.
     as_root = as_root and all(identity.open_to_all([path], way=False) for path in read_only)
     owner = f",uid={identity.NOBODY},gid={identity.NOBODY}" if as_root else ""
     _unshare(with_user=not as_root)
     _build_root(read_only, work, f"size={work_bytes},nr_inodes={_WORK_FILES},mode=755{owner}")
-    with _doing("sethostname"):
-        syscalls.call("sethostname", _HOST_NAME, len(_HOST_NAME))
+    syscalls.call("sethostname", _HOST_NAME, len(_HOST_NAME))
     identity.close_the_way_back()
     if as_root:
         identity.become_nobody()
