@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -105,6 +105,7 @@ def test_pairing_removes_what_the_prompts_share() -> None:
     assert (same.value, same.low, same.high, p_same) == (0.0, 0.0, 0.0, 1.0)
 
 
+@settings(max_examples=20)  # the other library takes a tenth of a second for each
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_statsmodels_holm(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
