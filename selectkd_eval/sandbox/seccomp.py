@@ -15,12 +15,13 @@ import ctypes
 import errno
 import os
 import struct
+from functools import cache
 from typing import NamedTuple
 
 from selectkd_eval.sandbox import syscalls
 
 # What CPython, its standard library, threads and numpy use; nothing that names another process or makes a new one.
-_FREE = """
+_USED = """
 read write close lseek pread64 pwrite64 readv writev preadv pwritev preadv2 pwritev2 dup dup2 dup3 pipe pipe2
 close_range fstat stat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 readlink readlinkat
 getdents getdents64 getcwd chdir fchdir rename renameat renameat2 mkdir mkdirat rmdir link linkat unlink unlinkat
@@ -34,8 +35,13 @@ futex set_robust_list rseq sched_yield sched_getaffinity sched_get_priority_max 
 getpid gettid getppid getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups
 getrlimit getrusage sysinfo uname getrandom wait4 waitid exit exit_group
 """
+FREE = frozenset(_USED.split())
+"""Calls that are allowed whatever their arguments."""
+
 # libc tries these first and falls back when the kernel does not have them; EPERM would be taken for the answer.
-_ABSENT = "clone3 openat2 futex_waitv futex_wake futex_wait futex_requeue map_shadow_stack"
+ABSENT = frozenset(
+    {"clone3", "openat2", "futex_waitv", "futex_wake", "futex_wait", "futex_requeue", "map_shadow_stack"}
+)
 
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _REFUSE, _NOT_THERE = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
@@ -58,7 +64,7 @@ class Check(NamedTuple):
 # A file opened for reading must not be emptied by the way: Landlock before its third version did not see that.
 _OPEN_VALUES = (os.O_RDONLY, _WRITE_ONLY, _READ_WRITE, _TRUNCATE | _WRITE_ONLY, _TRUNCATE | _READ_WRITE)
 _OPEN_MASK = _TRUNCATE | _ACCESS_MODE
-_CHECKED: dict[str, tuple[Check, ...]] = {
+CHECKED: dict[str, tuple[Check, ...]] = {
     "open": (Check(1, _OPEN_VALUES, _OPEN_MASK),),
     "openat": (Check(2, _OPEN_VALUES, _OPEN_MASK),),
     "clone": (Check(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NEW),),
@@ -115,13 +121,14 @@ def _search(ranges: list[tuple[int, list[_Instruction]]]) -> list[_Instruction]:
 
 
 def _fate(name: str) -> list[_Instruction]:
-    if name in _CHECKED:
-        return _body(_CHECKED[name])
-    if name in _FREE.split():
+    if name in CHECKED:
+        return _body(CHECKED[name])
+    if name in FREE:
         return [(_RETURN, 0, 0, _ALLOW)]
-    return [(_RETURN, 0, 0, _NOT_THERE if name in _ABSENT.split() else _REFUSE)]
+    return [(_RETURN, 0, 0, _NOT_THERE if name in ABSENT else _REFUSE)]
 
 
+@cache
 def program(machine: str) -> list[_Instruction]:
     """The filter for one machine; `_OWN_PID` still stands where the process's number belongs."""
     numbers = syscalls.table(machine)
