@@ -13,6 +13,7 @@ import importlib
 import importlib.machinery
 import io
 import json
+import marshal
 import os
 import select
 import signal
@@ -28,15 +29,15 @@ from selectkd_eval.sandbox.program import Limits
 from selectkd_eval.sandbox.slot import Slot
 
 PRELOADED = (
-    "abc array ast base64 bisect calendar cmath collections collections.abc contextlib copy csv ctypes dataclasses "
-    "datetime decimal enum fractions functools hashlib heapq inspect io itertools json keyword locale math numbers "
-    "operator os pprint queue random re secrets statistics string struct sys textwrap threading time traceback types "
-    "typing unicodedata uuid zlib"
+    "abc ast bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal enum "
+    "fractions functools hashlib heapq inspect io itertools json keyword math numbers operator os random re statistics "
+    "string struct sys textwrap threading time traceback types typing"
 ).split()
 """Modules that a program finds already loaded; the rest of the standard library it imports itself, at its own cost."""
 
 END = b"end"  # the supervisor's word that it has seen enough of the running program
-TESTER_SECONDS = 60.0  # CPU limit of the tests' own process: canonical solutions may be slow (EvalPlus)
+TESTS_SECONDS = 2.0  # least CPU limit of the tests' own process, otherwise the candidate's
+PLUS_SECONDS = 60.0  # the same where canonical solutions run in it (EvalPlus)
 FIRST_PLACE = 3  # the first descriptor after stdin, stdout, stderr: a channel or a verdict pipe
 FIRST_FREE = 10  # descriptors below this are placed by hand in every child; the fork-server's own stay above
 _TICK = 0.25  # s between looks at a running program's CPU clock
@@ -59,6 +60,9 @@ def preload(packages: Mapping[str, str]) -> None:
     """Load what most programs import, and let the offered packages be found."""
     for name in PRELOADED:
         importlib.import_module(name)
+    import random
+
+    random.seed(0)  # every program starts from the same stream, so that the same program has the same fate
     sys.meta_path.append(OfferedPackages(packages))  # type: ignore[arg-type]
 
 
@@ -109,7 +113,13 @@ class ForkServer:
 
     def __init__(self, control: socket.socket, limits: Limits, slot: Slot, read: Sequence[str], strict: bool) -> None:
         self.limits = limits
-        self.tester_limits = replace(limits, cpu_seconds=max(TESTER_SECONDS, limits.cpu_seconds))
+        seconds = limits.cpu_seconds
+        self.role_limits = {
+            "candidate": limits,
+            "tests": replace(limits, cpu_seconds=max(TESTS_SECONDS, seconds)),
+            "plus": replace(limits, cpu_seconds=max(PLUS_SECONDS, seconds)),
+        }
+        self.jails: dict[str, confine.Jail] = {}
         self.slot = slot
         self.read = tuple(read)
         self.strict = strict
@@ -121,13 +131,14 @@ class ForkServer:
 
     def _prepare(self) -> None:
         os.chdir(self.slot.path)
-        directory = self.slot.path
-        self.jail = confine.prepare(self.limits, directory, self.read, strict=self.strict)
-        self.tester_jail = confine.prepare(self.tester_limits, directory, self.read, strict=self.strict)
+        for role, limits in self.role_limits.items():
+            if role in self.jails:
+                self.jails[role].close()
+            self.jails[role] = confine.prepare(limits, self.slot.path, self.read, strict=self.strict)
 
     def serve(self) -> None:
         """Carry out orders until the supervisor is gone."""
-        sys.stdout, sys.stderr = _text(1), _text(2)
+        sys.stdin, sys.stdout, sys.stderr = io.TextIOWrapper(io.BytesIO()), _text(1), _text(2)
         gc.collect()
         gc.freeze()
         while True:
@@ -146,13 +157,13 @@ class ForkServer:
 
     def _run(self, mode: str, descriptors: list[int]) -> dict[str, Any]:
         started = time.monotonic()
-        if mode == "isolated":
+        if mode != "official":
             code, program, out, err, verdict = descriptors
             ends = [_high(end.detach()) for end in socket.socketpair()]
             descriptors += ends
             children = [
                 self._fork("candidate", _serve_candidate, code, (self.null, out, err, ends[0])),
-                self._fork("tester", _run_tester, program, (self.null, out, err, ends[1], verdict)),
+                self._fork(mode, _run_tester, program, (self.null, out, err, ends[1], verdict)),
             ]
         else:
             program, out, err, verdict = descriptors
@@ -161,7 +172,7 @@ class ForkServer:
             os.close(descriptor)
         self._watch(children, started)
         self._sweep()
-        return {"ends": {child.role: child.as_dict() for child in children}, "wall": time.monotonic() - started}
+        return {"ends": {child.role if child.role == "candidate" else "tester": child.as_dict() for child in children}, "wall": time.monotonic() - started}
 
     def _fork(self, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]) -> _Child:
         pid = os.fork()
@@ -172,18 +183,17 @@ class ForkServer:
                 os._exit(71)
             finally:
                 os._exit(70)
-        limits = self.tester_limits if role == "tester" else self.limits
-        return _Child(role, pid, _pidfd(pid), limits.cpu_seconds)
+        return _Child(role, pid, _pidfd(pid), self.role_limits[role].cpu_seconds)
 
     def _become(
         self, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]
     ) -> None:
         """In the child: own session, the program read, own descriptors, the door locked; then the work."""
         os.setsid()
-        frame = json.loads(os.pread(payload, os.fstat(payload).st_size, 0))
+        frame = marshal.loads(os.pread(payload, os.fstat(payload).st_size, 0))  # written by the supervisor
         for place, descriptor in enumerate(places):
             os.dup2(descriptor, place)
-        jail = self.tester_jail if role == "tester" else self.jail
+        jail = self.jails[role]
         _close_but(len(places), jail.fds)
         jail.lock()
         if os.getppid() != self.pid:  # the fork-server died before its death could be a signal to us
@@ -212,7 +222,7 @@ class ForkServer:
                     if pidfd >= 0:
                         poll.unregister(pidfd)
                         os.close(pidfd)
-                    if child.role == "tester":
+                    if child.role != "candidate":
                         _kill(living, "end")
                 elif child.clock() > child.cpu_limit:
                     child.kill("cpu")
@@ -220,7 +230,7 @@ class ForkServer:
             if now - looked > _TICK / 2:
                 looked = now
                 # What the tests use for themselves is not held against the candidate.
-                tests = sum(child.clock() for child in living if child.role == "tester")
+                tests = sum(child.clock() for child in living if child.role != "candidate")
                 if now - started - tests > self.limits.cpu_seconds * self.limits.wall_factor:
                     _kill(living, "wall")
                 if self.slot.overfull():

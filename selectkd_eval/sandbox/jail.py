@@ -11,17 +11,16 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import signal
 import socket
-import tempfile
+import sys
 import time
 from typing import Any
 
 from selectkd_eval.sandbox import confine, landlock, namespaces, seccomp
 from selectkd_eval.sandbox.forkserver import ForkServer, preload
 from selectkd_eval.sandbox.program import Limits
-from selectkd_eval.sandbox.slot import Slot, empty
+from selectkd_eval.sandbox.slot import Slot, empty, make_directory
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 _REPORT = 1 << 16  # bytes, more than any message of the fork-server
@@ -68,17 +67,21 @@ class Jail:
                     if descriptor >= 0:
                         os.close(descriptor)
                 status = self._serve(inner, root)
+            except BaseException:  # a defect: to be read in the worker's last words
+                sys.excepthook(*sys.exc_info())
             finally:
                 os._exit(status)
         inner.close()
-        hello = json.loads(self.control.recv(_REPORT) or b'{"refused": "the fork-server ended at once"}')
+        if not (data := self.control.recv(_REPORT)):
+            raise RuntimeError("the fork-server ended while it started; its own error stands above")
+        hello = json.loads(data)
         if "refused" in hello:
             raise Refused(hello["refused"])
         self.facts = {
             "tier": self.tier,
-            "kernel": platform.release(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
+            "kernel": os.uname().release,
+            "machine": os.uname().machine,
+            "python": "{}.{}.{}".format(*sys.version_info),
             "uid": self.config["uid"],
             "landlock_abi": landlock.abi(),
             "seccomp": seccomp.supported(),
@@ -97,7 +100,7 @@ class Jail:
                 raise Refused(f"entering the namespaces failed: {error}") from None
         if self.tier in ("namespaces", "bubblewrap"):
             return str(self.config["work"])
-        self.scratch = tempfile.mkdtemp(prefix="worker-", dir=self.config["scratch"])
+        self.scratch = make_directory(self.config["scratch"], "worker-")
         os.chmod(self.scratch, 0o711)  # a child may run as another user, who must reach the directory inside
         return self.scratch
 
@@ -107,7 +110,7 @@ class Jail:
         except OSError as error:
             control.send(json.dumps({"refused": str(error)}).encode())
             return 1
-        server.control.send(json.dumps(server.jail.facts).encode())
+        server.control.send(json.dumps(server.jails["candidate"].facts).encode())
         server.serve()
         return 0
 

@@ -7,7 +7,7 @@ whose result is missing, makes the sandbox refuse to start (client), except wher
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +86,7 @@ def run(execute: Callable[[dict[str, Any], str], dict[str, Any]], canaries: dict
     """mode -> attempt -> `blocked`, `reached` or `no answer`, for a function that runs one program in one mode."""
     found = {}
     for mode in ("isolated", "official"):
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         code = _CODE.format(canaries=canaries | {"environment": sorted(ENVIRONMENT)}, token=token)
         program = {"id": f"probe/{mode}", "code": code, "test": "assert True", "setup": "", "imports": ""}
         outcome = execute(program | {"entry_point": "", "plus": None, "given": ""}, mode)

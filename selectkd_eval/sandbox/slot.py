@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
-
 
 MOST_BYTES = 64 << 20  # of all files of one program together; the limit per file is the kernel's to hold
 MOST_FILES = 10_000
+_MOST_PENDING = 500  # directories side by side, each of which takes a descriptor to look into
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Slot:
@@ -21,31 +21,46 @@ class Slot:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.path = self._make()
-
-    def _make(self) -> str:
-        return tempfile.mkdtemp(prefix="run-", dir=self.root)
+        self.path = make_directory(root, "run-")
 
     def renew(self) -> None:
         """Go on in a fresh directory; the old one is tried again when the work root is removed."""
-        self.path = self._make()
+        self.path = make_directory(self.root, "run-")
 
     def empty(self) -> None:
         """Remove everything inside; raises OSError when something cannot be removed."""
         empty(self.path)
 
-
     def overfull(self) -> bool:
-        """Whether the program has filled more than it may; a look that costs little however much there is."""
+        """Whether the program has filled more than it may; a look of bounded cost, at whatever it has built."""
         files = size = 0
-        for place, directories, names in os.walk(self.path):
-            files += len(directories) + len(names)
-            for name in names[:MOST_FILES]:
-                with contextlib.suppress(OSError):
-                    size += os.lstat(os.path.join(place, name)).st_blocks * 512  # noqa: PTH118
-            if files > MOST_FILES or size > MOST_BYTES:
-                return True
-        return False
+        pending = [os.open(self.path, _DIRECTORY)]
+        try:
+            while pending:
+                place = pending.pop()
+                try:
+                    with os.scandir(place) as entries:
+                        for entry in entries:
+                            files += 1
+                            if files > MOST_FILES or len(pending) > _MOST_PENDING:
+                                return True
+                            with contextlib.suppress(OSError):  # gone again, or closed to its owner
+                                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                                if entry.is_dir(follow_symlinks=False):
+                                    pending.append(os.open(entry.name, _DIRECTORY, dir_fd=place))
+                finally:
+                    os.close(place)
+        finally:
+            for place in pending:
+                os.close(place)
+        return size > MOST_BYTES
+
+
+def make_directory(root: str, prefix: str) -> str:
+    """A new directory under `root`, for its owner alone. (`tempfile` would load far more than it does here.)"""
+    path = f"{root}/{prefix}{os.urandom(8).hex()}"
+    os.mkdir(path, 0o700)
+    return path
 
 
 def empty(directory: str) -> None:
@@ -54,7 +69,7 @@ def empty(directory: str) -> None:
     Directories are moved up to the top before they are emptied, so that neither a recursion limit nor the length of
     a path can be reached. Links are removed, never followed.
     """
-    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    top = os.open(directory, _DIRECTORY)
     try:
         moved = 0
         while names := os.listdir(top):
@@ -73,7 +88,7 @@ def _remove(top: int, name: str, moved: int) -> int:
         os.rmdir(name, dir_fd=top)
         return moved
     os.chmod(name, 0o700, dir_fd=top)
-    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    inner = os.open(name, _DIRECTORY, dir_fd=top)
     try:
         for child in os.listdir(inner):
             if not stat.S_ISDIR(os.lstat(child, dir_fd=inner).st_mode):
@@ -83,18 +98,24 @@ def _remove(top: int, name: str, moved: int) -> int:
                 os.rmdir(child, dir_fd=inner)
                 continue
             os.chmod(child, 0o700, dir_fd=inner)  # moving a directory writes to it
-            while True:
-                moved += 1
-                try:
-                    os.rename(child, f".moved-{moved}", src_dir_fd=inner, dst_dir_fd=top)
-                    break
-                except OSError as error:  # the program may have made an entry of that very name
-                    if not _exists(top, f".moved-{moved}"):
-                        raise error
+            moved = _move_up(top, inner, child, moved)
     finally:
         os.close(inner)
     os.rmdir(name, dir_fd=top)
     return moved
+
+
+def _move_up(top: int, inner: int, child: str, moved: int) -> int:
+    """Move a directory into `top` under the first free number above `moved`, and return that number."""
+    while True:
+        moved += 1
+        try:
+            os.rename(child, f".moved-{moved}", src_dir_fd=inner, dst_dir_fd=top)
+        except OSError:
+            if not _exists(top, f".moved-{moved}"):  # else the program has made an entry of that very name
+                raise
+        else:
+            return moved
 
 
 def _exists(top: int, name: str) -> bool:

@@ -18,8 +18,10 @@ from typing import Any
 
 from selectkd_eval.sandbox import wire
 
+# Handlers that `random` and `threading` register run in every child and cost more than the fork itself. The fork-server
+# has one thread and a fixed random stream, so there is nothing for them to repair.
 _BOOT = (
-    "import sys; root, requests, replies = sys.argv[1:]; sys.path.append(root); "
+    "import os, sys; os.register_at_fork = lambda **handlers: None; root, requests, replies = sys.argv[1:]; sys.path.append(root); "
     "from selectkd_eval.sandbox.supervisor import main; sys.path.remove(root); del sys.argv[:]; "
     "main(int(requests), int(replies))"
 )
@@ -116,10 +118,10 @@ class Worker:
         return None
 
     def last_words(self) -> str:
-        """The end of what it wrote to stderr: the last line of a traceback, if it had one."""
+        """What it wrote to stderr last: the ends of its tracebacks, if there were any."""
         self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1][:300] if lines else ""
+        lines = self._errors.read().decode("utf-8", "replace").splitlines()
+        return "; ".join(line for line in lines if line and not line.startswith((" ", "Traceback")))[-500:]
 
     def stop(self) -> None:
         """End the worker and everything in it; returns when it is gone. Right to call twice."""
