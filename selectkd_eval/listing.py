@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from selectkd_eval import records
 from selectkd_eval.errors import InputError, choose
@@ -70,6 +70,46 @@ def _prompts(_: ListOptions) -> dict[str, Entry]:
     return {name: Entry(line, f"{line}\n\n{sets[name].prompts[0].text}") for name, line in lines.items()}
 
 
+def _tasks(_: ListOptions) -> dict[str, Entry]:
+    table = importlib.import_module("selectkd_eval.tasks.table").TASKS
+    return {name: Entry(_task_line(row), _task_explained(row)) for name, row in table.items()}
+
+
+def _task_line(row: Any) -> str:
+    return f"{row.problems:,} problems, grader {row.grader}: {row.about}"
+
+
+def _task_explained(row: Any) -> str:
+    """Where its problems come from, how it may be worded, what grades it."""
+    accepted = importlib.import_module("selectkd_eval.tasks.files").accepted
+    lines = [
+        _task_line(row),
+        f"version: {row.version or 'that of its file'}" + ("; another by NAME@VERSION" if row.versioned else ""),
+        f"with --data DIR: {accepted(row.files)}" + (f"; for examples {accepted(row.train)}" if row.train else ""),
+        f"without --data: {'shipped with the package' if row.embedded else row.hub or 'not available, give --data'}",
+        f"answers: at most {row.max_new_tokens:,} tokens",
+        "layouts:",
+    ]
+    for layout in row.layouts:
+        suits = [word for word, own in (("chat models", row.chat), ("plain models", row.plain)) if own == layout.name]
+        default = f", the default for {' and '.join(suits)}" if suits else ""
+        shots = f"{layout.shots} solved example{'' if layout.shots == 1 else 's'}"
+        lines.append(f"  {layout.name}: {shots}{default}" + (f"; {layout.source}" if layout.source else ""))
+    return "\n".join(lines)
+
+
+def _graders(_: ListOptions) -> dict[str, Entry]:
+    table = importlib.import_module("selectkd_eval.grading.graders").GRADER_ROWS
+    return {name: Entry(row.description, _grader_explained(row)) for name, row in table.items()}
+
+
+def _grader_explained(row: Any) -> str:
+    suits = {"number": "final numbers (GSM8K)", "symbolic": "LaTeX answers (MATH)"}
+    lines = [row.description, f"suits: {', '.join(suits.get(word, word) for word in row.suits)}"]
+    lines.append(f"measured: {row.measured}")
+    return "\n".join([*lines, f"needs: {row.needs}"] if row.needs else lines)
+
+
 def _models(_: ListOptions) -> dict[str, Entry]:
     pair = importlib.import_module("selectkd_eval.pair")
     found = sorted(path.parent for path in pair.EMBEDDED.glob("*/config.json"))
@@ -96,6 +136,8 @@ _LISTS: dict[str, Callable[[ListOptions], dict[str, Entry]]] = {
     "verifiers": _verifiers,
     "protocols": _protocols,
     "prompts": _prompts,
+    "tasks": _tasks,
+    "graders": _graders,
     "models": _models,
     "records": _records,
 }
