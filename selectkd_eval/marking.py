@@ -17,6 +17,7 @@ from selectkd_eval.grading.extraction import extract_code
 from selectkd_eval.grading.grade import Grading
 from selectkd_eval.grading.graders import open_grader
 from selectkd_eval.sandbox.client import Sandbox
+from selectkd_eval.sandbox.plus import base_passed
 from selectkd_eval.sandbox.program import Limits, Mode, Outcome, Program
 from selectkd_eval.sandbox.tester import FALLBACK
 from selectkd_eval.tasks.task import Problem, Task
@@ -130,7 +131,8 @@ class Marker:
         return extract_code(
             item.completion if item.task.layout.continues else item.text,
             prompt=fixed.get("prompt", ""),
-            entry_point=fixed.get("entry_point", ""),
+            # MBPP's tests call the function by its name; what that name is stands in the problem, not in the program.
+            entry_point=item.problem.fields.get("entry_point", ""),
             chat=not item.task.layout.continues,
         )
 
@@ -167,6 +169,9 @@ class Marker:
             "again": judged.again,
             "output": judged.output,
         }
+        if "plus" in item.problem.program:
+            base = base_passed(judged.word, judged.detail)
+            row["base"] = {"outcome": "pass" if base else judged.word, "correct": int(base)}
         if other is not None:
             row["other"] = {
                 "mode": other.mode,

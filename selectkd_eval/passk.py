@@ -9,20 +9,23 @@ What a task asks stands in `tasks`, what is right in `grading` and `sandbox`, th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from selectkd_eval import environment, passk_table, records
-from selectkd_eval.backends.answer_store import AnswerStore, answer_key
 from selectkd_eval.backends import open_backend
+from selectkd_eval.backends.answer_store import AnswerStore, answer_key
 from selectkd_eval.backends.backend import Asked, Backend, Completion, Decoding
 from selectkd_eval.errors import InputError, choose
 from selectkd_eval.marking import SANDBOX, Item, Marker
@@ -33,8 +36,7 @@ from selectkd_eval.tasks.task import Problem, Task
 from selectkd_eval.verbs import PasskOptions
 
 SMALL = 10_000_000  # parameters below which a model is a toy
-MARKED = 16  # answers that are graded together
-WAITING = 8  # batches written and not yet graded before generation waits for grading
+TOGETHER = 64  # answers graded at once, at most
 
 
 class Answer(NamedTuple):
@@ -57,6 +59,14 @@ class Answer(NamedTuple):
         """31 bits (what every server takes) from what the answer is, not from when or beside what it is written."""
         text = f"{self.task.sha256}/{self.problem.id}/{run_seed}/{self.seed}/{self.sample}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+class Written(NamedTuple):
+    """An answer, what the model wrote and the prompt it was written to."""
+
+    answer: Answer
+    completion: Completion
+    prompt: str
 
 
 def run(options: PasskOptions) -> int:
@@ -170,38 +180,50 @@ def _measure(
     record: Writer,
     total: int,
 ) -> None:
-    """Write a row per answer; grading runs beside generation, a few batches behind it at most."""
-    rows = list(record.done.values())
+    """Generate here, grade and record in a thread beside it: neither waits for the other."""
+    written: Queue[Written | None] = Queue()
+    stop = Event()
     bar = tqdm(total=total, initial=total - len(pending), desc="passk", unit="answer", file=sys.stderr)
-    marked: dict[Future[list[dict[str, Any]]], list[tuple[Answer, Completion, str]]] = {}
-
-    def write(done: Future[list[dict[str, Any]]]) -> None:
-        batch = marked.pop(done)
-        for (answer, completion, prompt), verdict in zip(batch, done.result(), strict=True):
-            record.write(answer.key, **_row(answer, completion, prompt), **verdict)
-            rows.append(record.done[answer.key])
-        bar.update(len(batch))
-        bar.set_postfix_str(passk_table.running(rows))
-
     with bar, ThreadPoolExecutor(1) as pool:
-        for batch in _batches(_written(pending, backend, store, options)):
-            for answer, completion, _ in batch:
-                if completion.error:
-                    record.write(answer.key, **_place(answer), error=completion.error)
-            good = [part for part in batch if not part[1].error]
-            items = [Item(answer.task, answer.problem, text.text, text.finish) for answer, text, _ in good]
-            marked[pool.submit(marker.mark, items)] = good
-            while len(marked) > WAITING or any(future.done() for future in marked):
-                for future in wait(list(marked), return_when=FIRST_COMPLETED).done:
-                    write(future)
-        while marked:
-            for future in wait(list(marked), return_when=FIRST_COMPLETED).done:
-                write(future)
+        grading = pool.submit(_grade, written, stop, marker, record, bar)
+        try:
+            for part in _written(pending, backend, store, options):
+                if grading.done():  # it failed, and says why below
+                    break
+                written.put(part)
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+        finally:
+            written.put(None)
+        grading.result()
+
+
+def _grade(written: Queue[Written | None], stop: Event, marker: Marker, record: Writer, bar: tqdm[Any]) -> None:
+    """Write a row for every answer that arrives, whatever there is at once; ends at a None."""
+    rows, more = list(record.done.values()), True
+    while more and not stop.is_set():
+        batch = [written.get()]
+        with contextlib.suppress(Empty):
+            while len(batch) < TOGETHER:
+                batch.append(written.get_nowait())
+        more = None not in batch
+        parts = [part for part in batch if part is not None]
+        good = [part for part in parts if not part.completion.error]
+        marked = marker.mark([Item(a.task, a.problem, c.text, c.finish) for a, c, _ in good])
+        for part, verdict in zip(good, marked, strict=True):
+            record.write(part.answer.key, **_row(part), **verdict)
+            rows.append(record.done[part.answer.key])
+        for part in parts:
+            if part.completion.error:
+                record.write(part.answer.key, **_place(part.answer), error=part.completion.error)
+        bar.set_postfix_str(passk_table.running(rows), refresh=False)
+        bar.update(len(parts))
 
 
 def _written(
     pending: Sequence[Answer], backend: Backend, store: AnswerStore, options: PasskOptions
-) -> Iterator[tuple[Answer, Completion, str]]:
+) -> Iterator[Written]:
     """Every pending answer with its prompt: those that an earlier command left in the store, then new ones."""
     prompts, decodings = {}, {}
     for task in {answer.task.name: answer.task for answer in pending}.values():
@@ -214,7 +236,7 @@ def _written(
         )
         key = answer_key(backend.identity, asked)
         if (kept := store.get(key)) is not None:
-            yield answer, kept, asked.prompt
+            yield Written(answer, kept, asked.prompt)
         else:
             missing.append((answer, asked, key))
     if missing:
@@ -222,31 +244,20 @@ def _written(
             answer, asked, key = missing[place]
             if not completion.error:
                 store.put(key, completion)
-            yield answer, completion, asked.prompt
-
-
-def _batches(parts: Iterator[tuple[Answer, Completion, str]]) -> Iterator[list[tuple[Answer, Completion, str]]]:
-    batch = []
-    for part in parts:
-        batch.append(part)
-        if len(batch) == MARKED:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            yield Written(answer, completion, asked.prompt)
 
 
 def _place(answer: Answer) -> dict[str, Any]:
     return {"task": answer.task.name, "problem": answer.problem.id, "seed": answer.seed, "sample": answer.sample}
 
 
-def _row(answer: Answer, completion: Completion, prompt: str) -> dict[str, Any]:
+def _row(part: Written) -> dict[str, Any]:
     return {
-        **_place(answer),
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
-        "completion": completion.text,
-        "finish": completion.finish,
-        "n_tokens": completion.n_tokens,
-        "n_prompt_tokens": completion.n_prompt_tokens,
-        "prompt_cut": completion.prompt_cut,
+        **_place(part.answer),
+        "prompt_sha256": hashlib.sha256(part.prompt.encode()).hexdigest(),
+        "completion": part.completion.text,
+        "finish": part.completion.finish,
+        "n_tokens": part.completion.n_tokens,
+        "n_prompt_tokens": part.completion.n_prompt_tokens,
+        "prompt_cut": part.completion.prompt_cut,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ import pytest
 
 from selectkd_eval import passk, records
 from selectkd_eval.errors import InputError
+from selectkd_eval.grading import extract_number, gsm8k_gold
+from selectkd_eval.tasks.sources import load_task
+from selectkd_eval.tasks.task import Task
 from selectkd_eval.verbs import PasskOptions
 
 pytestmark = pytest.mark.slow  # lm-eval takes seconds to import; the tests of this file share one process
@@ -40,6 +44,7 @@ def options(tiny_pair, data: Path, tmp_path: Path) -> PasskOptions:
         model=str(tiny_pair.teacher),
         tasks=("gsm8k",),
         data=data,
+        shots=0,
         max_new_tokens=16,
         batch_size=8,
         out=tmp_path,
@@ -57,14 +62,19 @@ def by_key(record: records.Record) -> dict[str, tuple]:
     return {row["key"]: (row["completion"], row["finish"], row["n_tokens"]) for row in record.rows}
 
 
+def task(options: PasskOptions) -> Task:
+    return load_task("gsm8k", options.data, options.limit, options.shots, "", False, gsm8k_gold)
+
+
 def test_text_and_score_are_those_of_simple_evaluate(options: PasskOptions, tmp_path: Path) -> None:
     """The same task through lm-eval's own evaluator and unchanged HFLM; half of the golds are what the model says."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from selectkd_eval import lm_backend
+    from selectkd_eval.backends.backend import Decoding
     from selectkd_eval.pair import load_model
+    from selectkd_eval.tasks.lm_task import lm_task
 
     said = {row["problem"]: row["extracted"] for row in measure(options).rows}
     assert len(set(filter(None, said.values()))) > 1, "a model that writes no numbers would make this test say nothing"
@@ -72,28 +82,32 @@ def test_text_and_score_are_those_of_simple_evaluate(options: PasskOptions, tmp_
     asked.mkdir()
     rows = [
         {
-            "question": problem["question"],
-            "answer": f"#### {said[problem['id']] if i % 2 and said[problem['id']] else -7}",
+            "question": problem.fields["question"],
+            "answer": f"#### {said[problem.id] if i % 2 and said[problem.id] else -7}",
         }
-        for i, problem in enumerate(passk.load_task("gsm8k", options).problems)
+        for i, problem in enumerate(task(options).problems)
     ]
     (asked / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = replace(options, data=asked)
     record = measure(options)
 
-    task = passk.load_task("gsm8k", options)
+    again = task(options)
     loaded = load_model(options.model)
+
+    def score(doc: dict, completion: str) -> float:
+        return float(extract_number(completion) == doc["gold"])
+
     theirs = simple_evaluate(
         HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=5, max_length=512),
-        tasks=[lm_backend.question_task("gsm8k", task.problems, [], 0, 16, 0.0, task.grader)],
+        tasks=[lm_task(again, Decoding(16, 0.0, 1.0, again.layout.stops), score)],
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
     )
     text = {sample["doc"]["id"]: sample["resps"][0][0] for sample in theirs["samples"]["gsm8k"]}
     assert {row["problem"]: row["completion"] for row in record.rows} == text
-    score = sum(row["correct"] for row in record.rows) / len(record.rows)
-    assert score == theirs["results"]["gsm8k"]["pass@1,none"]
-    assert 0 < score < 1
+    share = sum(row["correct"] for row in record.rows) / len(record.rows)
+    assert share == theirs["results"]["gsm8k"]["pass@1,none"]
+    assert 0 < share < 1
 
 
 def test_an_answer_is_the_same_in_any_batch_and_under_any_limit(options: PasskOptions, tmp_path: Path) -> None:
@@ -110,38 +124,6 @@ def test_an_answer_is_the_same_in_any_batch_and_under_any_limit(options: PasskOp
     assert sum(other[key][0] == few[key][0] for key in few) < len(few) / 2
 
 
-def test_sampling_follows_the_model_s_probabilities() -> None:
-    import torch
-
-    from selectkd_eval.lm_backend import _RowDraws
-
-    probabilities = torch.tensor([0.5, 0.3, 0.2])
-    draws = _RowDraws(2.0, range(4000), start=3, length=1)
-    left = draws(torch.zeros(4000, 3, dtype=torch.long), (2 * probabilities.log()).repeat(4000, 1)).argmax(-1)
-    share = torch.bincount(left, minlength=3) / 4000
-    # 4 standard errors of the largest share are 0.032.
-    assert torch.allclose(share, probabilities, atol=0.032)
-
-
-def test_an_answer_ends_at_the_end_token_a_stop_string_or_the_limit() -> None:
-    import torch
-
-    from selectkd_eval.lm_backend import _RowEnds
-
-    class Letters:
-        def decode(self, ids: list[int]) -> str:
-            return "".join(map(chr, ids))
-
-    ends = _RowEnds(Letters(), {0}, ["Question:", "</s>"], start=2, rows=4)
-    texts = ["Question: on", "so 3\nQuestion:", "ab\0cdefghijklmnop", "never ends here :"]
-    width = max(map(len, texts))
-    ids = torch.tensor([[*b"xx", *text.ljust(width).encode()] for text in texts])
-    for length in range(3, ids.shape[1] + 1):
-        done = ends(ids[:, :length], None)
-    assert ends.ends == [(9, "stop"), (14, "stop"), (3, "eos"), None]
-    assert done.tolist() == [True, True, True, False]
-
-
 def test_token_counts_include_what_ended_the_answer(options: PasskOptions) -> None:
     rows = measure(options).rows
     assert Counter(row["finish"] for row in rows).keys() >= {"eos", "length"}
@@ -151,11 +133,37 @@ def test_token_counts_include_what_ended_the_answer(options: PasskOptions) -> No
 
 def test_killed_run_goes_on_where_it_was(options: PasskOptions, tmp_path: Path) -> None:
     """SIGKILL in the middle; the same command finishes the same file, no answer is generated twice, none differs."""
-    options = replace(options, temperature=0.9, samples=4, batch_size=2, max_new_tokens=24, out=tmp_path / "killed")
+    options = replace(
+        options, temperature=0.9, samples=4, seeds=(0,), batch_size=2, max_new_tokens=24, out=tmp_path / "killed"
+    )
     path = records.record_path("passk", options)
     command = [sys.executable, "-m", "selectkd_eval", "passk", "--model", options.model, "--tasks", "gsm8k"]
-    command += ["--data", str(options.data), "--temperature", "0.9", "--samples", "4", "--batch-size", "2"]
-    command += ["--max-new-tokens", "24", "--out", str(options.out), "--device", "cpu", "--threads", "1"]
+    command += [
+        "--data",
+        str(options.data),
+        "--shots",
+        "0",
+        "--temperature",
+        "0.9",
+        "--samples",
+        "4",
+        "--seeds",
+        "0",
+        "--batch-size",
+        "2",
+    ]
+    command += [
+        "--batch-size",
+        "2",
+        "--max-new-tokens",
+        "24",
+        "--out",
+        str(options.out),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -183,32 +191,19 @@ def test_finished_record_is_only_read_again(options: PasskOptions, capsys: pytes
     measure(options)
     assert path.read_bytes() == before
     assert capsys.readouterr().out == first
-    assert first.startswith(f"{path}\ngsm8k pass@1 0.00 % [0.00, 13.80] (n = 24 problems, 24 answers, 95 % by Wilson;")
-
-
-def test_shots_are_the_first_solved_examples(options: PasskOptions) -> None:
-    from selectkd_eval import lm_backend
-    from selectkd_eval.pair import load_model
-
-    task = passk.load_task("gsm8k", replace(options, shots=2))
-    loaded = load_model(options.model)
-    lm = lm_backend.SeededHFLM(loaded, 8, 512)
-    built = lm_backend.question_task("gsm8k", task.problems, task.examples, 2, 16, 0.0, task.grader)
-    assert lm_backend.requests(built, lm)[1].args[0] == (
-        "Question: the red dog sees 0 balls .\nAnswer: so 0 .\n#### 0\n\n"
-        "Question: the red dog sees 1 balls and 2 hats .\nAnswer: so 1 .\n#### 1\n\n"
-        "Question: the red dog sees 1 balls and 2 hats .\nAnswer:"
+    assert first.startswith(f"{path}\ntask ")
+    assert re.search(
+        r"^gsm8k +0\.00 +\[0\.0, 13\.8\] +24 +1 +\d+ +0 +0 +gsm8k-numeric +[0-9a-f]{12}$", first, re.MULTILINE
     )
-    loaded.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
-    chat = lm_backend.requests(built, lm)[1].args[0]
-    assert chat.count("[user]Question:") == 3
-    assert chat.endswith("Answer:[assistant]")
-    assert task.sha256 != passk.load_task("gsm8k", options).sha256
+
+
+def max_new_tokens(options: PasskOptions) -> int:
+    return int(measure(options).facts["generation"]["decoding"]["gsm8k"]["max_new_tokens"])
 
 
 def test_length_limit_is_the_one_asked_or_a_default_that_leaves_room(options: PasskOptions) -> None:
     for asked, allowed in ((9, 9), (0, 128), (400, 256)):  # the tiny model has 512 positions for prompt and answer
-        assert measure(replace(options, max_new_tokens=asked, limit=1)).facts["generation"]["max_new_tokens"] == allowed
+        assert max_new_tokens(replace(options, max_new_tokens=asked, limit=1)) == allowed
 
 
 def test_prompts_cut_to_fit_are_counted(options: PasskOptions, tmp_path: Path) -> None:
@@ -218,29 +213,11 @@ def test_prompts_cut_to_fit_are_counted(options: PasskOptions, tmp_path: Path) -
     assert sorted(row["prompt_cut"] for row in record.rows) == [False, True]
 
 
-def test_repeated_questions_stay_apart(options: PasskOptions, tmp_path: Path) -> None:
-    (tmp_path / "gsm8k_test.jsonl").write_text(3 * '{"question": "how many?", "answer": "#### 1"}\n')
-    ids = [problem["id"] for problem in passk.load_task("gsm8k", replace(options, data=tmp_path)).problems]
-    assert len(set(ids)) == 3
-
-
-def test_mini_gsm_needs_no_file(options: PasskOptions) -> None:
-    task = passk.load_task("mini-gsm", replace(options, data=None))
-    assert len(task.problems) >= 500
-    from selectkd_eval.prompts import load_prompts
-
-    assert {problem["id"] for problem in task.problems} == {prompt.id for prompt in load_prompts("mini-gsm").prompts}
-
-
 def test_real_gsm8k_file(options: PasskOptions, shared_data: Path) -> None:
-    """All 1,319 problems load with distinct ids and readable golds; four of them go the whole way."""
-    options = replace(options, data=shared_data / "tasks")
-    task = passk.load_task("gsm8k", options)
-    assert len({problem["id"] for problem in task.problems}) == 1319
-    assert all(task.grader.correct(problem["answer"], task.grader.gold(problem["answer"])) for problem in task.problems)
-    record = measure(replace(options, limit=4, max_new_tokens=4))
-    assert [row["gold"] for row in record.rows] and {row["gold"] for row in record.rows} == {"18", "3", "70000", "540"}
-    assert record.facts["tasks"]["gsm8k"] == {"n": 4, "sha256": task.sha256, "shots": 0, "grader": "gsm8k-numeric"}
+    record = measure(replace(options, data=shared_data / "tasks", shots=None, limit=4, max_new_tokens=4))
+    assert {row["gold"] for row in record.rows} == {"18", "3", "70000", "540"}
+    facts = record.facts["tasks"]["gsm8k"]
+    assert (facts["n"], facts["shots"], facts["grader"]) == (4, 5, "gsm8k-numeric")
 
 
 @pytest.mark.parametrize(
@@ -250,9 +227,9 @@ def test_real_gsm8k_file(options: PasskOptions, shared_data: Path) -> None:
         ({"data": Path("/nonexistent")}, "gsm8k_test.jsonl.gz"),
         ({"seeds": (0, 1)}, "greedy decoding"),
         ({"samples": 2}, "greedy decoding"),
-        ({"samples": 0}, "at least 1"),
-        ({"limit": 0}, "--limit"),
-        ({"temperature": -1.0}, "negative"),
+        ({"k": (2,)}, "--k 2 needs 1 to n answers per problem, and 1 seeds x 1 samples make 1"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"grader": "minervo"}, "did you mean 'minerva'"),
         ({"shots": 9}, "more solved examples than the 3"),
     ],
 )
