@@ -87,8 +87,11 @@ def run(options: PasskOptions) -> int:
             )
         )
         environment.set_threads(options.threads)
+        # Read first: a missing file is told before a large model is loaded.
+        tasks = [task_of(name, options, marker, chat=False) for name in names]
         backend = open_backend(options)
-        tasks = [task_of(name, options, marker, backend.chat) for name in names]
+        if backend.chat:
+            tasks = [task_of(name, options, marker, chat=True) for name in names]
         answers = [
             Answer(task, place, seed, sample)
             for task in tasks

@@ -138,32 +138,8 @@ def test_killed_run_goes_on_where_it_was(options: PasskOptions, tmp_path: Path) 
     )
     path = records.record_path("passk", options)
     command = [sys.executable, "-m", "selectkd_eval", "passk", "--model", options.model, "--tasks", "gsm8k"]
-    command += [
-        "--data",
-        str(options.data),
-        "--shots",
-        "0",
-        "--temperature",
-        "0.9",
-        "--samples",
-        "4",
-        "--seeds",
-        "0",
-        "--batch-size",
-        "2",
-    ]
-    command += [
-        "--batch-size",
-        "2",
-        "--max-new-tokens",
-        "24",
-        "--out",
-        str(options.out),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    words = f"--data {options.data} --shots 0 --temperature 0.9 --samples 4 --seeds 0 --batch-size 2"
+    command += [*words.split(), *f"--max-new-tokens 24 --out {options.out} --device cpu --threads 1".split()]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -224,7 +200,8 @@ def test_real_gsm8k_file(options: PasskOptions, shared_data: Path) -> None:
     ("change", "message"),
     [
         ({"tasks": ("gsm9k",)}, "did you mean 'gsm8k'"),
-        ({"data": Path("/nonexistent")}, "gsm8k_test.jsonl.gz"),
+        ({"data": Path("/nonexistent")}, "not a directory"),
+        ({"data": Path(__file__).parent}, "gsm8k_test.jsonl.gz"),
         ({"seeds": (0, 1)}, "greedy decoding"),
         ({"samples": 2}, "greedy decoding"),
         ({"k": (2,)}, "--k 2 needs 1 to n answers per problem, and 1 seeds x 1 samples make 1"),
@@ -242,7 +219,7 @@ def test_wrong_requests_are_one_sentence(options: PasskOptions, change: dict, me
     ("line", "message"),
     [
         ("", "empty"),
-        ('{"question": "q"}\n', "lacks a text `question` or `answer`"),
+        ('{"question": "q"}\n', "lacks a text `answer`"),
         ('{"question": "q", "answer": "a\n', "not valid JSON"),
         ('{"question": "q", "answer": "it is 4"}\n', "has no '#### NUMBER'"),
     ],
