@@ -27,17 +27,26 @@ SANDBOX = "sandbox"  # the grader of programs
 
 
 class Item(NamedTuple):
-    """A finished answer: what was asked, the raw completion and why it ended."""
+    """A finished answer: what was asked, the raw completion, why it ended, and whether the layout's prefix opened it
+    (not every server lets an answer be begun for the model).
+    """
 
     task: Task
     problem: Problem
     completion: str
     finish: str
+    opened: bool = True
 
     @property
     def text(self) -> str:
-        """What the model said, with the words that its layout put into its mouth."""
-        return self.task.layout.prefix + self.completion
+        """What the model said, with the words that the layout put into its mouth."""
+        return self.task.layout.prefix + self.completion if self.opened else self.completion
+
+    @property
+    def continues(self) -> bool:
+        """Whether the completion continues the prompt's code; one that a prefix should have led into does not, when
+        the prefix was not there."""
+        return self.task.layout.continues and (self.opened or not self.task.layout.prefix)
 
 
 class Marker:
@@ -129,11 +138,11 @@ class Marker:
     def _code(self, item: Item) -> str | None:
         fixed = item.problem.program
         return extract_code(
-            item.completion if item.task.layout.continues else item.text,
+            item.completion if item.continues else item.text,
             prompt=fixed.get("prompt", ""),
             # MBPP's tests call the function by its name; what that name is stands in the problem, not in the program.
             entry_point=item.problem.fields.get("entry_point", ""),
-            chat=not item.task.layout.continues,
+            chat=not item.continues,
         )
 
     def _run(self, asked: Sequence[tuple[int, Item, str | None]], mode: Mode) -> dict[int, Outcome]:

@@ -155,6 +155,7 @@ def _facts(options: PasskOptions, tasks: Sequence[Task], backend: Backend, marke
         "tasks": {task.name: task.facts() for task in tasks},
         "generation": {
             **backend.identity,
+            "opens": backend.opens,
             "decoding": {task.name: _decoding(task, options, backend).as_dict() for task in tasks},
             "seeds": backend.seeds if options.temperature > 0 else "greedy, none",
         },
@@ -188,7 +189,7 @@ def _measure(
     stop = Event()
     bar = tqdm(total=total, initial=total - len(pending), desc="passk", unit="answer", file=sys.stderr)
     with bar, ThreadPoolExecutor(1) as pool:
-        grading = pool.submit(_grade, written, stop, marker, record, bar)
+        grading = pool.submit(_grade, written, stop, marker, backend.opens, record, bar)
         try:
             for part in _written(pending, backend, store, options):
                 if grading.done():  # it failed, and says why below
@@ -202,7 +203,9 @@ def _measure(
         grading.result()
 
 
-def _grade(written: Queue[Written | None], stop: Event, marker: Marker, record: Writer, bar: tqdm[Any]) -> None:
+def _grade(
+    written: Queue[Written | None], stop: Event, marker: Marker, opened: bool, record: Writer, bar: tqdm[Any]
+) -> None:
     """Write a row for every answer that arrives, whatever there is at once; ends at a None."""
     rows, more = list(record.done.values()), True
     while more and not stop.is_set():
@@ -213,7 +216,7 @@ def _grade(written: Queue[Written | None], stop: Event, marker: Marker, record: 
         more = None not in batch
         parts = [part for part in batch if part is not None]
         good = [part for part in parts if not part.completion.error]
-        marked = marker.mark([Item(a.task, a.problem, c.text, c.finish) for a, c, _ in good])
+        marked = marker.mark([Item(a.task, a.problem, c.text, c.finish, opened) for a, c, _ in good])
         for part, verdict in zip(good, marked, strict=True):
             record.write(part.answer.key, **_row(part), **verdict)
             rows.append(record.done[part.answer.key])

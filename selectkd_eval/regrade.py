@@ -55,7 +55,8 @@ def run(options: RegradeOptions) -> int:
         inputs = {"record": environment.sha256_file(options.record)}
         with open_record("regrade", options, inputs=inputs, facts=facts) as record:
             rows = source.good[: options.limit]
-            _grade([row for row in rows if row["key"] not in record.done], tasks, marker, record, len(rows))
+            pending = [row for row in rows if row["key"] not in record.done]
+            _grade(pending, tasks, marker, source.facts["generation"].get("opens", True), record, len(rows))
             record.finish()
             new = [record.done[row["key"]] for row in rows]
             print(record.path)
@@ -81,18 +82,24 @@ def _task(name: str, source: Record, options: RegradeOptions, marker: Marker) ->
 
 
 def _grade(
-    pending: Sequence[dict[str, Any]], tasks: dict[str, Task], marker: Marker, record: Writer, total: int
+    pending: Sequence[dict[str, Any]],
+    tasks: dict[str, Task],
+    marker: Marker,
+    opened: bool,
+    record: Writer,
+    total: int,
 ) -> None:
     problems = {name: {problem.id: problem for problem in task.problems} for name, task in tasks.items()}
     bar = tqdm(total=total, initial=total - len(pending), desc="regrade", unit="answer", file=sys.stderr)
     with bar:
         for start in range(0, len(pending), TOGETHER):
             batch = pending[start : start + TOGETHER]
-            verdicts = marker.mark([_item(row, tasks, problems) for row in batch])
+            verdicts = marker.mark([_item(row, tasks, problems, opened) for row in batch])
             for row, verdict in zip(batch, verdicts, strict=True):
                 record.write(row["key"], **{name: row[name] for name in ASKED if name in row}, **verdict)
             bar.update(len(batch))
 
 
-def _item(row: dict[str, Any], tasks: dict[str, Task], problems: dict[str, dict[str, Problem]]) -> Item:
-    return Item(tasks[row["task"]], problems[row["task"]][row["problem"]], row["completion"], row["finish"])
+def _item(row: dict[str, Any], tasks: dict[str, Task], problems: dict[str, dict[str, Problem]], opened: bool) -> Item:
+    problem = problems[row["task"]][row["problem"]]
+    return Item(tasks[row["task"]], problem, row["completion"], row["finish"], opened)

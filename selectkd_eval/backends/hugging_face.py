@@ -38,6 +38,7 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 class HuggingFace:
     """A model run by transformers. On a GPU it runs in the number format it was saved in, on a CPU in float32."""
 
+    opens = True
     seeds = (
         "every answer has its own stream of random numbers: its text does not depend on --batch-size, --limit or a "
         "resume (up to rounding in the matrix products)"

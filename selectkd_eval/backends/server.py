@@ -46,6 +46,7 @@ class Server:
         about = self.served.about()
         self.positions = about.get("max_model_len")
         self.engine = str(about.get("owned_by") or "")
+        self.opens = not self.chat or self.engine in CONTINUES
         self.identity = {
             "backend": "OpenAI-compatible server",
             "weights": f"{self.card['fingerprint']}@{about.get('root') or ''}",

@@ -29,6 +29,8 @@ WAVE = 8  # batches handed over at once: what a killed run loses at most, and ho
 class VLLM:
     """A model run by vLLM on this machine; its number format is vLLM's choice on a GPU, and float32 on a CPU."""
 
+    opens = True
+
     def __init__(self, options: PasskOptions) -> None:
         self._vllm = environment.require("vllm", "passk --backend vllm", "vllm")
         self.system, self.batch_size = options.system, options.batch_size
