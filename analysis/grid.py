@@ -7,6 +7,8 @@ they cannot disagree. What is not comparable is never compared: other prompts, o
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import defaultdict
 from functools import cache
 from typing import Literal
@@ -42,7 +44,7 @@ class Grid:
         """The column's name, with whatever tells it apart from another column of that name."""
         twins = [other for other in self.columns if other.label == column.label]
         differing = [name for name, _ in column.key if len({str(twin.get(name)) for twin in twins}) > 1]
-        words = [f"{name} {str(column.get(name))[:12]}" for name in differing if name != "protocol_sha256"]
+        words = [f"{name} {_short(str(column.get(name)))}" for name in differing if name != "protocol_sha256"]
         return f"{column.label} ({', '.join(words)})" if words else column.label
 
     def terms(self, column: Column, method: Method) -> Terms | None:
@@ -115,3 +117,12 @@ class Grid:
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _short(text: str) -> str:
+    """A setting's value as part of a label: digests by their beginning, long texts by it and a digest, so that two
+    values never look alike.
+    """
+    if re.fullmatch("[0-9a-f]{40,}", text):
+        return text[:12]
+    return text if len(text) <= 32 else f"{text[:24]}… {hashlib.sha256(text.encode()).hexdigest()[:6]}"

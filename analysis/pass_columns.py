@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from analysis.table_ir import signed
 from selectkd_eval import measures
 from selectkd_eval.measures import Terms
 from selectkd_eval.passk_notes import grader_of, is_code
@@ -134,4 +135,4 @@ def outcomes(records: Sequence[Record], task: str) -> Iterator[str]:
     apart = [other for other in apart if other["gain"]]
     if apart:
         points = 100 * sum(other["gain"] for other in apart) / len(rows)
-        yield f"{len(apart):,} verdicts are others in {apart[0]['mode']} mode, {points:+.2f} points in all"
+        yield f"{len(apart):,} verdicts are others in {apart[0]['mode']} mode, {signed(points, 2)} points in all"

@@ -116,7 +116,7 @@ def passk_facts(model: dict[str, Any], tasks: dict[str, dict[str, Any]], **more:
     facts = {
         "model": model,
         "tasks": tasks,
-        "generation": {"engine": "hf", "decoding": dict.fromkeys(tasks, decoding), "seeds": "greedy, none"},
+        "generation": {"engine": "hf", "decoding": {task: dict(decoding) for task in tasks}, "seeds": "greedy, none"},
         "graders": {"gsm8k-numeric": "1"},
         "k": [1],
     }
