@@ -85,14 +85,16 @@ CHECKED: dict[str, tuple[Check, ...]] = {
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
-_LOAD, _RETURN, _AND, _GOTO, _IF_EQUAL, _IF_NOT_LESS = 0x20, 0x06, 0x54, 0x05, 0x15, 0x35
-_Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+_LOAD, _RETURN, _AND, _IF_EQUAL, _IF_NOT_LESS = 0x20, 0x06, 0x54, 0x15, 0x35
+_Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false (at most 255, forward), operand
+_Fate = tuple[_Instruction, ...]
+_Node = tuple[int, "int | _Fate", "int | _Fate"]  # a number; where to go for less, and for it or more
 
 
-def _body(checks: tuple[Check, ...]) -> list[_Instruction]:
+def _body(checks: tuple[Check, ...]) -> _Fate:
     """Instructions that allow the call if all checks hold and refuse it otherwise."""
-    refuse, allow = (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)
-    body = [allow]
+    refuse: _Instruction = (_RETURN, 0, 0, _REFUSE)
+    body: list[_Instruction] = [(_RETURN, 0, 0, _ALLOW)]
     for check in reversed(checks):
         at = 16 + 8 * check.argument  # little-endian: low word first
         test: list[_Instruction] = [(_LOAD, 0, 0, at)]
@@ -105,42 +107,58 @@ def _body(checks: tuple[Check, ...]) -> list[_Instruction]:
         if check.wide:
             test += [(_LOAD, 0, 0, at + 4), (_IF_EQUAL, 1, 0, 0), refuse]
         body = test + body
-    return body
+    return tuple(body)
 
 
-def _search(ranges: list[tuple[int, list[_Instruction]]]) -> list[_Instruction]:
-    """A balanced tree over the first numbers of the ranges; the accumulator holds the call's number."""
-    if len(ranges) == 1:
-        return ranges[0][1]
-    middle = len(ranges) // 2
-    left, right = _search(ranges[:middle]), _search(ranges[middle:])
-    if len(left) <= 0xFF:
-        return [(_IF_NOT_LESS, len(left), 0, ranges[middle][0]), *left, *right]
-    # Conditional jumps reach 255 instructions only; the unconditional one reaches all.
-    return [(_IF_NOT_LESS, 0, 1, ranges[middle][0]), (_GOTO, 0, 0, len(left)), *left, *right]
-
-
-def _fate(name: str) -> list[_Instruction]:
+def _fate(name: str | None) -> _Fate:
     if name in CHECKED:
         return _body(CHECKED[name])
     if name in FREE:
-        return [(_RETURN, 0, 0, _ALLOW)]
-    return [(_RETURN, 0, 0, _NOT_THERE if name in ABSENT else _REFUSE)]
+        return ((_RETURN, 0, 0, _ALLOW),)
+    return ((_RETURN, 0, 0, _NOT_THERE if name is None or name in ABSENT else _REFUSE),)
+
+
+def _grow(ranges: list[tuple[int, _Fate]], tree: list[_Node]) -> int | _Fate:
+    """Add the nodes that search the ranges; returns where that search begins: a node's place, or a fate at once."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    place = len(tree)
+    tree.append((0, 0, 0))
+    tree[place] = (ranges[middle][0], _grow(ranges[:middle], tree), _grow(ranges[middle:], tree))
+    return place
+
+
+def _search(ranges: list[tuple[int, _Fate]]) -> list[_Instruction]:
+    """A balanced tree over the first numbers of the ranges, then the fates; the accumulator holds the call's number.
+
+    The kernel translates a filter anew in each child, and that takes as long as the filter: so a fate stands once.
+    """
+    tree: list[_Node] = []
+    _grow(ranges, tree)
+    fates = sorted(dict.fromkeys(fate for _, fate in ranges), key=len)
+    begins: dict[int | _Fate, int] = {place: place for place in range(len(tree))}
+    after = len(tree)
+    for fate in fates:
+        begins[fate] = after
+        after += len(fate)
+    steps: list[_Instruction] = []
+    for at, (first, below, above) in enumerate(tree):
+        steps.append((_IF_NOT_LESS, begins[above] - at - 1, begins[below] - at - 1, first))
+    return steps + [step for fate in fates for step in fate]
 
 
 @cache
 def program(machine: str) -> list[_Instruction]:
     """The filter for one machine; `_OWN_PID` still stands where the process's number belongs."""
-    numbers = syscalls.table(machine)
-    names = {number: name for name, number in numbers.items()}
-    ranges: list[tuple[int, list[_Instruction]]] = []
-    for number in range(max(names) + 1):
-        fate = _fate(names[number]) if number in names else [(_RETURN, 0, 0, _NOT_THERE)]
+    names = {number: name for name, number in syscalls.table(machine).items()}
+    ranges: list[tuple[int, _Fate]] = []
+    for number in range(max(names) + 2):  # the last stands for all that are still unknown
+        fate = _fate(names.get(number))
         if not ranges or ranges[-1][1] != fate:
             ranges.append((number, fate))
-    ranges.append((max(names) + 1, [(_RETURN, 0, 0, _NOT_THERE)]))
     if machine == "x86_64":
-        ranges.append((_X32_BIT, [(_RETURN, 0, 0, _KILL)]))
+        ranges.append((_X32_BIT, ((_RETURN, 0, 0, _KILL),)))
     head: list[_Instruction] = [
         (_LOAD, 0, 0, 4),
         (_IF_EQUAL, 1, 0, _ARCHITECTURES[machine]),
@@ -163,7 +181,8 @@ class Filter:
         steps = program(syscalls.MACHINE)
         packed = b"".join(struct.pack("=HBBI", *step[:3], step[3] & 0xFFFFFFFF) for step in steps)
         code = ctypes.create_string_buffer(packed, len(packed))
-        self._own_pid = [ctypes.c_uint32.from_buffer(code, 8 * i + 4) for i, s in enumerate(steps) if s[3] == _OWN_PID]
+        self._words = memoryview(code).cast("B").cast("I")
+        self._own_pid = [2 * place + 1 for place, step in enumerate(steps) if step[3] == _OWN_PID]
         header = struct.pack("@HP", len(steps), ctypes.addressof(code))
         self._set_filter = syscalls.Prepared("seccomp", 1, 0, header)  # SECCOMP_SET_MODE_FILTER
 
@@ -171,7 +190,7 @@ class Filter:
         """Lay the filter on this thread for good. Needs no_new_privs. Raises OSError when the kernel refuses."""
         pid = os.getpid()
         for place in self._own_pid:
-            place.value = pid
+            self._words[place] = pid
         self._set_filter.run()
 
 

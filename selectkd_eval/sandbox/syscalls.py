@@ -95,36 +95,41 @@ def table(machine: str) -> dict[str, int]:
 MACHINE = os.uname().machine
 NUMBERS = table(MACHINE)
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.syscall.restype = ctypes.c_long
+_SYSCALL = _LIBC.syscall
+_SYSCALL.restype = ctypes.c_long
+_SYSCALL.argtypes = [ctypes.c_long] * 7  # the number and as many arguments as any call has
 
 Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
 
 
-def _word(value: Argument) -> ctypes.c_long | ctypes.c_void_p:
+def _word(value: Argument) -> int:
     if isinstance(value, int):
-        return ctypes.c_long(value)  # variadic: without this, ctypes would pass 32 bits
+        return value
     if isinstance(value, bytes):
-        return ctypes.cast(ctypes.c_char_p(value), ctypes.c_void_p)
-    return ctypes.c_void_p(None) if value is None else ctypes.cast(value, ctypes.c_void_p)
+        return ctypes.cast(ctypes.c_char_p(value), ctypes.c_void_p).value or 0
+    return 0 if value is None else ctypes.addressof(value)
 
 
 class Prepared:
     """A system call with its arguments laid out in memory beforehand.
 
     Made before a fork, run after it: the child touches few of the parent's pages, each of which the kernel would have
-    to copy (0.1 ms against 0.4 ms for one call).
+    to copy. What is passed is plain integers that lie side by side, not an object of ctypes for each.
     """
+
+    __slots__ = ("_kept", "_words", "name")
 
     def __init__(self, name: str, *arguments: Argument) -> None:
         if name not in NUMBERS:
             raise OSError(errno.ENOSYS, f"{name}: no system call table for {MACHINE}")
         self.name = name
         self._kept = arguments  # the memory that the addresses below point to
-        self._words = (ctypes.c_long(NUMBERS[name]), *[_word(value) for value in arguments])
+        words = [NUMBERS[name], *map(_word, arguments)]
+        self._words = tuple(words + [0] * (7 - len(words)))
 
     def run(self) -> int:
         """Make the call. Raises OSError with what the kernel refused and the call's name."""
-        result = int(_LIBC.syscall(*self._words))
+        result = int(_SYSCALL(*self._words))
         if result < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"{self.name}: {os.strerror(number)}")
