@@ -1,7 +1,8 @@
 """A real OpenAI-compatible server on loopback whose texts are a tiny model's: chat and plain completions, seeds, stops.
 
 `engine` is what its list of models says (vllm, llamacpp ...; empty: it has no list). `troubles` maps a word in the
-prompt to a status code; `honours_seeds` False makes every sampled text differ; everything asked is kept in `asked`.
+prompt to a status code; `honours_seeds` False makes every sampled text differ; `gone` hangs up on every request;
+everything asked is kept in `asked`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class TextServer(ThreadingHTTPServer):
         self.error: dict[str, Any] = {"code": None}
         self.reply: dict[str, Any] = {}
         self.honours_seeds = True
+        self.gone = False
         self.delay_s = 0.0
         self.asked: list[dict[str, Any]] = []
         self.in_flight = self.most_in_flight = 0
@@ -77,7 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         try:
             time.sleep(server.delay_s)
-            self._answer(body)
+            if server.gone:
+                self.close_connection = True
+                self.connection.shutdown(2)
+            else:
+                self._answer(body)
         finally:
             with server.lock:
                 server.in_flight -= 1
