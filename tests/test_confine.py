@@ -186,7 +186,7 @@ for name in syscalls.NUMBERS:
         except OSError as error: value[name] = error.errno
 value = [name for name, got in value.items() if got != (38 if name in seccomp.ABSENT else 1)]
 """,
-            "unknown number": "import ctypes; syscalls._LIBC.syscall(777); value = ctypes.get_errno()",
+            "unknown number": "import ctypes; syscalls._SYSCALL(777, *[0] * 6); value = ctypes.get_errno()",
         },
     )["found"]
     assert found == {"all": "done: []", "unknown number": f"done: {errno.ENOSYS}"}
@@ -201,7 +201,7 @@ code = mmap.mmap(-1, 4096, prot=7)
 code.write(bytes.fromhex('b814000000cd80c3'))  # mov eax, getpid of i386; int 0x80; ret
 ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
 """
-    text = by_hand if what == "int 0x80" else "import ctypes; syscalls._LIBC.syscall(ctypes.c_long(0x40000000 | 39))"
+    text = by_hand if what == "int 0x80" else "syscalls._SYSCALL(0x40000000 | 39, *[0] * 6)"
     result = confined(tmp_path, {"foreign": text})
     assert result["found"] == {} and os.WTERMSIG(result["status"]) == signal.SIGSYS
 
