@@ -99,6 +99,8 @@ class Launcher:
         Raises SetupError with the reason alone when one of them cannot start or a probe succeeds.
         """
         prefix = self._prefix(tier)
+        # The last worker to end removes it, for the case that the client was killed.
+        self.scratch.mkdir(mode=0o711, exist_ok=True)
         with _canaries() as canaries:
             config = {
                 "tier": tier,
