@@ -6,11 +6,17 @@ What the bytes mean is the codec's matter. Neither side trusts a length.
 from __future__ import annotations
 
 import os
+import select
+import time
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
 _COUNT = Struct("<I")
+
+
+class RefusedError(ValueError):
+    """The value cannot cross: too long, too deep, inside itself, or of a kind that must not."""
 
 
 class Malformed(BaseException):
@@ -21,11 +27,16 @@ class Closed(BaseException):
     """The other side has gone."""
 
 
+class Late(BaseException):
+    """No answer within the patience of whoever asked."""
+
+
 class Channel:
     """Length-prefixed messages over a stream socket; `cap` is the longest one in bytes."""
 
     def __init__(self, fd: int, cap: int) -> None:
         self.fd, self.cap = fd, cap
+        self.deadline = 0.0  # by time.monotonic(); 0: wait for ever
         self._kept = b""
 
     def send(self, body: bytes, write: Callable[[int, Any], int] = os.write) -> None:
@@ -38,7 +49,7 @@ class Channel:
             raise Closed from None
 
     def receive(self) -> bytes:
-        """The next message; raises Closed at the end and Malformed for one that is longer than the cap."""
+        """The next message; raises Closed at the end, Malformed for one longer than the cap, Late at the deadline."""
         self._fill(4)
         (length,) = _COUNT.unpack_from(self._kept)
         if length > self.cap:
@@ -52,6 +63,8 @@ class Channel:
             return
         parts, have = [self._kept], len(self._kept)
         while have < wanted:
+            if self.deadline:
+                self._wait()
             try:
                 part = read(self.fd, 1 << 16 if wanted < 1 << 16 else 1 << 20)
             except OSError:
@@ -61,3 +74,9 @@ class Channel:
             parts.append(part)
             have += len(part)
         self._kept = b"".join(parts)
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
+            raise Late

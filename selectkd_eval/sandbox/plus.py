@@ -1,9 +1,9 @@
 """Is a candidate right on EvalPlus's inputs? The canonical solution answers here, the candidate in its own process.
 
-Implements, in its own words, the rules of evalplus's `eval/__init__.py` and `eval/_special_oracle.py` and the inputs' forms
-of `data/mbpp.py` (github.com/evalplus/evalplus, Apache-2.0). Differences, on purpose: every input reaches the candidate
-as a fresh copy, so that a find_zero that alters its argument cannot pass; there is no time limit per input but the
-sandbox's own for the program.
+Implements, in its own words, the rules of evalplus's `eval/__init__.py` and `eval/_special_oracle.py` and the inputs'
+forms of `data/mbpp.py` (github.com/evalplus/evalplus, Apache-2.0). Differences, on purpose: every input reaches the
+candidate as a fresh copy, so that a find_zero that alters its argument cannot pass; the limit per input is three
+times EvalPlus's in waiting time, CPU time being limited from outside.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import copy
 import math
 import reprlib
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from selectkd_eval.sandbox import verdict
-from selectkd_eval.sandbox.channel import Closed, Malformed
+from selectkd_eval.sandbox.channel import Closed, Late, Malformed, RefusedError
+from selectkd_eval.sandbox.codec import encode
 from selectkd_eval.sandbox.proxies import Far, FromCandidate, Unjudgeable
 
+LEFT_OUT = "left out"
 BASE_PASSED = "base passed"
 """A detail starts with this when all of the original benchmark's inputs were right and an added one was not."""
 
@@ -32,6 +35,10 @@ _SAME_SET = {
     "Diff",
 }
 _NOT_NONE = {"check_str", "text_match_three", "text_starta_endb"}
+_LEAST_SECONDS = 4.0  # EvalPlus's limit for one input is this or
+_TIMES_REFERENCE = 4.0  # so many times what the reference took, whichever is longer
+_SLACK = 3.0  # that limit is CPU time in spirit; waiting takes longer where other programs run
+_WORTH_A_LOOK = 1 << 16  # items from which on a result may be too long to cross
 _RELATIVE = 1e-7  # np.testing.assert_allclose's default, which EvalPlus sets
 
 
@@ -44,7 +51,9 @@ def judge(task: dict[str, Any], far: Far, note: Callable[[str], None]) -> tuple[
     """(word, detail) over the base inputs, then the plus inputs; stops at the first that fails.
 
     `task` holds `task` (its id), `entry_point`, `canonical` (a module with the reference solution), `base` and `plus`
-    (lists of argument lists as the file has them) and `atol`. `note` is told when the base inputs are done.
+    (lists of argument lists as the file has them) and `atol`. `note` is told when the base inputs are done. An input
+    whose right answer cannot cross, being longer than a message may be, is left out, and the detail says so: one of
+    MBPP+ 0.2.0 is (Mbpp/255, 1 GB).
     """
     names: dict[str, Any] = {"__name__": "canonical"}
     exec(compile(task["canonical"], "<canonical>", "exec", dont_inherit=True), names)
@@ -52,31 +61,52 @@ def judge(task: dict[str, Any], far: Far, note: Callable[[str], None]) -> tuple[
     kind, function = far.ask("name", task["entry_point"])
     if kind != "value":
         return "error", f"NameError: name {task['entry_point']!r} is not defined"
+    left_out = []
     for part, before in (("base", ""), ("plus", f"{BASE_PASSED}; ")):
         oracle = Oracle(task["task"], task["entry_point"], task["atol"])
         for place, arguments in enumerate(arguments_of(task["task"], task[part])):
             word, detail = _one(oracle, reference, far, function, arguments)
-            if word != "pass":
+            if word == LEFT_OUT:
+                left_out.append(f"{part} input {place}")
+            elif word != "pass":
                 return word, f"{before}{part} input {place}: {detail}"
         if part == "base":
             note(BASE_PASSED)
-    return "pass", ""
+    return "pass", f"left out: {', '.join(left_out)}" if left_out else ""
 
 
 def _one(oracle: Oracle, reference: Any, far: Far, function: Any, arguments: list[Any]) -> tuple[str, str]:
     """(word, detail) of one input."""
-    expected = oracle.expected(reference, copy.deepcopy(arguments))
+    started = time.process_time()
     try:
-        found = far.ask("run", function, list(arguments), {})
-        if oracle.accepts(found, expected, arguments):
-            return "pass", ""
+        expected = oracle.expected(reference, copy.deepcopy(arguments))
+        crosses = _crosses(expected, far.channel.cap)
+    except MemoryError:
+        crosses = False
+    if not crosses:
+        return LEFT_OUT, ""
+    seconds = _SLACK * max(_LEAST_SECONDS, _TIMES_REFERENCE * (time.process_time() - started))
+    try:
+        found = far.run(function, arguments, seconds)
+        right = oracle.accepts(found, expected, arguments)
+    except Late:
+        return "timeout", f"more than {seconds:.0f} s of waiting"
     except (Closed, Malformed, Unjudgeable, MemoryError):
         raise
     except BaseException as error:  # of the candidate, or of comparing what it returned
         if isinstance(error, FromCandidate):
             return verdict.word_of(error.failure)
         return "wrong", verdict.clean(f"{type(error).__name__} when its result was compared")
-    return "wrong", verdict.clean(f"{_short(found)}, expected {_short(expected)}")
+    return ("pass", "") if right else ("wrong", verdict.clean(f"{_short(found)}, expected {_short(expected)}"))
+
+
+def _crosses(expected: Any, cap: int) -> bool:
+    if not isinstance(expected, (list, tuple, set, dict, str)) or len(expected) < _WORTH_A_LOOK:
+        return True
+    try:
+        return bool(encode([expected], cap, lambda thing: (0, 0, 0)))
+    except RefusedError:
+        return False
 
 
 def _short(value: Any) -> str:
@@ -119,21 +149,8 @@ class Oracle:
 
     def _exact(self, found: Any, expected: Any, arguments: list[Any]) -> bool:
         same = bool(found == expected)
-        if not self.mbpp:
-            return same
-        if self.name == "are_equivalent":  # its reference is wrong: every result counts
-            return True
-        if self.name == "sum_div":
-            return same or found == 0
-        if self.name == "surface_Area":
-            return same or abs(found - pyramid_surface(*arguments)) <= self.atol
-        if self.name == "digit_distance_nums":
-            return same or found == digit_distance(*arguments)
-        if self.name in _SAME_SET:
-            return set(found) == set(expected)
-        if self.name in _NOT_NONE:
-            return bool(found == expected) if isinstance(found, bool) else expected == (found is not None)
-        return same
+        rule = _RULES.get(self.name) if self.mbpp else None
+        return bool(rule(same, found, expected, arguments, self.atol)) if rule else same
 
 
 def _is_floats(value: Any) -> bool:
@@ -157,6 +174,22 @@ def digit_distance(one: int, other: int) -> int:
     first, second = str(one), str(other)
     width = max(len(first), len(second))
     return sum(abs(int(a) - int(b)) for a, b in zip(first.zfill(width), second.zfill(width), strict=True))
+
+
+def _whether_any(same: bool, found: Any, expected: Any, arguments: list[Any], atol: float) -> bool:
+    return same if isinstance(found, bool) else bool(expected == (found is not None))
+
+
+_RULES: dict[str, Callable[[bool, Any, Any, list[Any], float], bool]] = {
+    "are_equivalent": lambda same, found, expected, arguments, atol: True,  # its reference is wrong
+    "sum_div": lambda same, found, expected, arguments, atol: same or found == 0,
+    "surface_Area": lambda same, found, expected, arguments, atol: (
+        same or abs(found - pyramid_surface(*arguments)) <= atol
+    ),
+    "digit_distance_nums": lambda same, found, expected, arguments, atol: same or found == digit_distance(*arguments),
+    **dict.fromkeys(_SAME_SET, lambda same, found, expected, arguments, atol: set(found) == set(expected)),
+    **dict.fromkeys(_NOT_NONE, _whether_any),
+}
 
 
 # ---------------------------------------------------------------- numpy.allclose
@@ -196,52 +229,41 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- inputs as the MBPP+ file has them
 
-_TUPLES = {2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809}
-_TUPLES_INSIDE = {63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780}
-_TUPLES_OF_TUPLES = {259, 401, 445}
-_FIRST_OF_TUPLES = {75, 413, 444, 753}
-_FIRST = {250, 405, 446, 617, 720, 763, 808, 307}
-_ALL_LISTS = {580, 615, 791}
+_Row = list[Any]
 
 
-def arguments_of(task: str, inputs: Iterable[list[Any]]) -> list[list[Any]]:
-    """JSON has neither tuples nor sets nor complex numbers: the inputs of a task in the forms its solutions expect."""
-    if not task.startswith("Mbpp/"):
-        return [list(row) for row in inputs]
-    number = int(task.rpartition("/")[2])
-    return [list(_arguments(number, row)) for row in inputs]
-
-
-def _arguments(number: int, row: list[Any]) -> Iterable[Any]:
-    if not row:
-        return row
-    first, *rest = row
-    if number in _TUPLES:
-        return map(tuple, row)
-    if number in _TUPLES_INSIDE:
-        return ([tuple(one) for one in argument] for argument in row)
-    if number in _TUPLES_OF_TUPLES:
-        return (tuple(tuple(one) for one in argument) for argument in row)
-    if number in _FIRST_OF_TUPLES:
-        return [[tuple(one) for one in first], *rest]
-    if number in _FIRST:
-        return [tuple(first), *rest]
-    if number in _ALL_LISTS:
-        return map(_tupled, row)
-    if number in (106, 750):
-        return [first, tuple(rest[0])]
-    if number == 115:
-        return [[set(one) if isinstance(one, list) and one else {} for one in first]]
-    if number == 124:
-        return [float(first), complex(rest[0])]
-    if number == 252:
-        return [complex(first)]
-    if number == 278:
-        return [tuple(tuple(one) if isinstance(one, list) else one for one in first)]
-    if number == 722:
-        return [{key: tuple(value) for key, value in first.items()}, *rest]
-    return row
+def _tuples(items: Iterable[Any]) -> list[Any]:
+    return [tuple(one) for one in items]
 
 
 def _tupled(value: Any) -> Any:
     return tuple(_tupled(one) for one in value) if isinstance(value, list) else value
+
+
+_FORMS: tuple[tuple[tuple[int, ...], Callable[[_Row], Iterable[Any]]], ...] = (
+    (
+        (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809),
+        _tuples,
+    ),
+    (
+        (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780),
+        lambda row: [_tuples(argument) for argument in row],
+    ),
+    ((259, 401, 445), lambda row: [tuple(_tuples(argument)) for argument in row]),
+    ((75, 413, 444, 753), lambda row: [_tuples(row[0]), *row[1:]]),
+    ((250, 307, 405, 446, 617, 720, 763, 808), lambda row: [tuple(row[0]), *row[1:]]),
+    ((106, 750), lambda row: [row[0], tuple(row[1])]),
+    ((580, 615, 791), lambda row: map(_tupled, row)),
+    ((115,), lambda row: [[set(one) if isinstance(one, list) and one else {} for one in row[0]]]),
+    ((124,), lambda row: [float(row[0]), complex(row[1])]),
+    ((252,), lambda row: [complex(row[0])]),
+    ((278,), lambda row: [tuple(tuple(one) if isinstance(one, list) else one for one in row[0])]),
+    ((722,), lambda row: [{key: tuple(value) for key, value in row[0].items()}, *row[1:]]),
+)
+_FORM = {number: form for numbers, form in _FORMS for number in numbers}
+
+
+def arguments_of(task: str, inputs: Iterable[_Row]) -> list[_Row]:
+    """JSON has neither tuples nor sets nor complex numbers: the inputs of a task in the forms its solutions expect."""
+    form = _FORM.get(int(task.rpartition("/")[2])) if task.startswith("Mbpp/") else None
+    return [list(form(row) if form else row) for row in inputs]

@@ -1,8 +1,8 @@
-"""How do the tests hold what lies in the candidate's process? Stand-ins whose every operation is a question over the channel.
+"""How do the tests hold what lies in the candidate's process? By stand-ins that ask over the channel.
 
 A stand-in lends the tests attributes, items, calls, iteration, length, truth and text; no arithmetic, no ordering, no
-`__contains__`, and never equality with plain data: those are decided here, by Python's own types. No expected value is
-ever sent to be compared. What the other side replies is checked for its shape and otherwise believed as far as a
+`__contains__`, and never equality with plain data: those are decided here, by Python's own types. No expected value
+is ever sent to be compared. What the other side replies is checked for its shape and otherwise believed as far as a
 function's result is believed.
 """
 
@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import builtins
 import functools
+import time
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from selectkd_eval.sandbox.channel import Channel, Malformed
-from selectkd_eval.sandbox.codec import MINE, YOURS, RefusedError, decode, encode
+from selectkd_eval.sandbox.channel import Channel, Malformed, RefusedError
+from selectkd_eval.sandbox.codec import MINE, YOURS, decode, encode
 from selectkd_eval.sandbox.remote import CALL, ITEM, ITER, LENGTH, NEXT
 from selectkd_eval.sandbox.verdict import Failure
 
 LONGEST = 1_000_000
 """Items that are taken from one iterator of the candidate."""
 
+_ASKED = ("__name__", "__qualname__")
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
 
@@ -75,6 +77,13 @@ class Far:
         self.send([operation, *rest])
         return self.receive(1)[0]
 
+    def run(self, function: Any, arguments: list[Any], seconds: float) -> Any:
+        """A call whose arguments stay as they are here; raises Late after so many seconds."""
+        self.channel.deadline = time.monotonic() + seconds
+        result = self.ask("run", function, arguments, {})
+        self.channel.deadline = 0.0
+        return result
+
     def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """A call whose arguments are altered here as the candidate altered its copies."""
         arguments = [list(positional), named]
@@ -122,7 +131,7 @@ class Far:
 
     def number(self, thing: Any) -> tuple[int, int, int]:
         """What stands for an object that is no plain data."""
-        if type(thing) in _CLASSES.values():
+        if isinstance(thing, StandIn):
             return YOURS, 0, object.__getattribute__(thing, "_far_number")
         if type(thing) not in _FUNCTIONS:
             raise RefusedError(f"the tests pass a {type(thing).__name__}, which stays in their process")
@@ -146,7 +155,7 @@ def raised(builtin: Any, shown: Any, text: Any, module: Any, number: Any, argume
     kind = _RAISED.get(builtin, CandidateStop if builtin in _STOPS else CandidateError)
     try:
         error = kind(*arguments) if type(arguments) is tuple and arguments else kind(text)
-    except TypeError:  # UnicodeDecodeError and its like without their five arguments
+    except Exception:  # arguments that this type does not take: they are the candidate's choice
         error = CandidateError(text)
     assert isinstance(error, FromCandidate)
     error.failure = Failure(builtin, shown, text, module, number)
@@ -163,6 +172,8 @@ class StandIn:
         object.__setattr__(self, "_far_number", number)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name not in _ASKED:  # numpy would follow an __array_interface__ anywhere
+            raise AttributeError(name)
         return self._far.ask("attr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -276,7 +287,7 @@ def alter(before: Any, after: Any) -> None:
     if type(before) is not type(after):
         return
     if isinstance(before, (list, tuple, deque)) and len(before) == len(after):
-        for place, (old, new) in enumerate(zip(before, after, strict=True)):
+        for place, (old, new) in enumerate(zip(list(before), after, strict=True)):
             if _changeable(old, new):
                 alter(old, new)
             elif not isinstance(before, tuple):
@@ -288,7 +299,8 @@ def alter(before: Any, after: Any) -> None:
         for key, old in kept.items():
             alter(old, after[key])
         before.clear()
-        before.update(after | kept)
+        for key, value in {**after, **kept}.items():
+            before[key] = value
     elif isinstance(before, (set, deque)) and before != after:
         before.clear()
         before.update(after) if isinstance(before, set) else before.extend(after)

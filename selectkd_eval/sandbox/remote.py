@@ -1,13 +1,12 @@
-"""What does the candidate's process do? It runs the candidate's code as a module, then answers calls until nobody asks.
+"""What does the candidate's process do? It runs the code as a module, then answers calls until nobody asks.
 
-Nothing here is trusted: the code it runs shares this interpreter and may change any of it. It therefore holds no test, no
-expected value and no way to a verdict; all that it can do is answer, which is all that a candidate may do.
+Nothing here is trusted: the code it runs shares this interpreter and may change any of it. It therefore holds no
+test, no expected value and no way to a verdict; all that it can do is answer, which is all that a candidate may do.
 """
 
 from __future__ import annotations
 
 import builtins
-import io
 import sys
 import types
 from collections.abc import Callable
@@ -35,15 +34,9 @@ def new_module() -> types.ModuleType:
     return module
 
 
-def close_stdin() -> None:
-    """Reading finds the end at once."""
-    sys.stdin = io.TextIOWrapper(io.BytesIO())
-
-
 def serve(program: dict[str, Any], channel_fd: int) -> NoReturn:
     """Runs program["code"] and answers over the channel; ends the process when the tests have gone."""
     cap = int(program.get("message_bytes", 16 << 20))
-    close_stdin()
     try:
         Candidate(Channel(channel_fd, cap)).run(program["code"])
     except Closed:

@@ -1,9 +1,9 @@
 """Does the candidate do what the tests say? The tests run here, the candidate in another process.
 
-`isolated` mode: names that the tests do not define themselves stand for objects of the candidate, every value that comes
-back is plain data, and the verdict leaves on a pipe that only this process has. What this process runs is trusted: the
-data set's imports, setup and tests, and Python's own names. How a process that ends without a verdict is judged is not
-decided here.
+`isolated` mode: names that the tests do not define themselves stand for objects of the candidate, every value that
+comes back is plain data, and the verdict leaves on a pipe that only this process has. What this process runs is
+trusted: the data set's imports, setup and tests, and Python's own names. How a process that ends without a verdict is
+judged is not decided here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 from selectkd_eval.sandbox import plus, verdict
 from selectkd_eval.sandbox.channel import Channel, Closed, Malformed
 from selectkd_eval.sandbox.proxies import Far, FromCandidate, Unjudgeable
-from selectkd_eval.sandbox.remote import close_stdin
 
 FALLBACK: dict[str, str] = {}
 """Gold solutions that `isolated` cannot judge: task id -> reason. Run those in `official` and say so."""
@@ -28,7 +27,6 @@ _IMPORT_LINE = re.compile(r"^(?:import|from)[ \t].*$", re.MULTILINE)
 def run(program: dict[str, Any], channel_fd: int, verdict_fd: int, nonce: str) -> NoReturn:
     """Judges the candidate behind the channel, writes the verdict and ends the process. Without a candidate any more
     there is no verdict line."""
-    close_stdin()
     far = Far(Channel(channel_fd, int(program.get("message_bytes", 16 << 20))))
     try:
         word, detail = judge(program, far, lambda note: verdict.write(verdict_fd, nonce, {"note": note}))
@@ -75,7 +73,7 @@ def check(program: dict[str, Any], sources: dict[str, str], far: Far, announced:
     """Runs imports, setup and tests in this order, then check(candidate) where there is an entry point. Returns when
     everything held; raises otherwise."""
     names = Names(program, far, announced)
-    lines = "\n".join(_IMPORT_LINE.findall("\n".join(sources.values())))
+    lines = import_lines("\n".join(sources.values()))
     if lines:
         far.ask("imports", lines)
     for name, text in sources.items():
@@ -83,6 +81,14 @@ def check(program: dict[str, Any], sources: dict[str, str], far: Far, announced:
             exec(compile(text, name, "exec", dont_inherit=True), names)
     if program.get("entry_point"):
         exec(f"check({program['entry_point']})", names)
+
+
+def import_lines(text: str) -> str:
+    """The imports at the tests' top level: the only part of them that the candidate's process gets."""
+    if not _IMPORT_LINE.search(text):
+        return ""
+    found = [node for node in ast.parse(text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return "\n".join(map(ast.unparse, found))
 
 
 class Names(dict[str, Any]):

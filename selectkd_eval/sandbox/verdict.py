@@ -49,7 +49,7 @@ class Failure:
 
 
 def _quietly(ask: Callable[[], Any], kind: Callable[[], Any]) -> Any:
-    """What `ask` gives if it is exactly of that kind; a candidate's class may answer with anything or raise anything."""
+    """What `ask` gives if it is exactly of that kind; a candidate's class may answer or raise anything."""
     try:
         value = ask()
     except BaseException:  # SystemExit out of __str__ included
@@ -68,12 +68,12 @@ def word_of(failure: Failure) -> tuple[str, str]:
     """(word, detail) for an exception out of the candidate. Its own failed assertion is an error like any other: only
     an assertion of the tests is `wrong`."""
     if failure.builtin == "ModuleNotFoundError":
-        return "import-missing", failure.module.partition(".")[0] or failure.text
+        return "import-missing", clean(failure.module.partition(".")[0] or failure.text)
     if failure.builtin == "MemoryError":
         return "memory", ""
     if failure.builtin == "PermissionError" or failure.number in _FORBIDDEN:
-        return "forbidden", str(failure)
-    return "error", str(failure)
+        return "forbidden", clean(str(failure))
+    return "error", clean(str(failure))
 
 
 def failed_line(trace: TracebackType | None, sources: dict[str, str]) -> str:
