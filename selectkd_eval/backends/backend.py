@@ -52,8 +52,8 @@ class Backend(Protocol):
     """A model that answers. `card` is the ModelCard as a dictionary; `identity` is everything about model and engine
     that can change an answer (fingerprint, adapter, tokenizer and chat-template digests, engine, versions, dtype),
     and goes into the key under which answers are kept; `seeds` is the sentence that a record prints on what a seed
-    guarantees here; `chat` whether prompts go through a chat template, and `opens` whether a layout's prefix really opens the model's
-    turn."""
+    guarantees here; `chat` whether prompts go through a chat template, and `opens` whether a layout's prefix really
+    opens the model's turn."""
 
     chat: bool
     opens: bool
