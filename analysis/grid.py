@@ -102,7 +102,9 @@ class Grid:
         parts = [self.terms(column, method) for column in self.columns]
         if len(parts) < 2 or not all(part and part.den.sum() for part in parts):
             return None
-        return stats.mean_of_ratios([(p.num, p.den) for p in parts if p], resamples=self.resamples)[0]
+        shares = all(part.proportion for part in parts if part)
+        groups = [(part.num, part.den) for part in parts if part]
+        return stats.mean_of_ratios(groups, resamples=self.resamples, proportion=shares)[0]
 
     def average_delta(self, a: Method, b: Method) -> tuple[Estimate, float] | None:
         """Difference of two averages, paired by prompt within every column."""

@@ -272,12 +272,16 @@ def mean_of_ratios(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    proportion: bool = False,
 ) -> tuple[Estimate, float]:
     """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
 
     `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
-    difference of the two means and its p-value; otherwise the p-value is NaN.
+    difference of the two means and its p-value; otherwise the p-value is NaN. With `proportion`, the mean of shares of
+    which one is at the edge has its interval from the tasks' own, of which that one's is Wilson's.
     """
+    if proportion and minus is None and any(at_the_edge(*pair) for pair in groups):
+        return _mean_by_limits(groups, resamples, seed), float("nan")
     arms = 1 if minus is None else 2
     draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
     for index, pair in enumerate(groups):
@@ -292,3 +296,12 @@ def mean_of_ratios(
     p = float("nan") if minus is None else _two_sided(sample)
     method = f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
     return Estimate(float(value), float(low), float(high), n, method), p
+
+
+def _mean_by_limits(groups: Sequence[tuple[ArrayLike, ArrayLike]], resamples: int, seed: int) -> Estimate:
+    """The mean over tasks with limits as far from it as the tasks' own, added in squares (Zou and Donner 2008)."""
+    found = [ratio(num, den, resamples=resamples, seed=seed, proportion=True) for num, den in groups]
+    value = float(np.mean([one.value for one in found]))
+    below = float(np.sqrt(sum((one.value - one.low) ** 2 for one in found))) / len(found)
+    above = float(np.sqrt(sum((one.high - one.value) ** 2 for one in found))) / len(found)
+    return Estimate(value, value - below, value + above, sum(one.n for one in found), "the tasks' limits combined")

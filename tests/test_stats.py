@@ -15,7 +15,17 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from selectkd_eval.stats import detectable, holm, paired_delta, pass_at_k, ratio, sign_flip, standard_error, wilson
+from selectkd_eval.stats import (
+    detectable,
+    holm,
+    mean_of_ratios,
+    paired_delta,
+    pass_at_k,
+    ratio,
+    sign_flip,
+    standard_error,
+    wilson,
+)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -220,3 +230,21 @@ def test_the_guard_counts_prompts_not_answers() -> None:
     assert ratio(right, np.full(100, 3), proportion=True).method == "Wilson"
     assert ratio(np.r_[right[:99], 1.0], np.full(100, 3), proportion=True).method.startswith("bootstrap")
     assert ratio(right, np.full(100, 3)).method.startswith("bootstrap"), "a ratio of times has no edge"
+
+
+def test_a_mean_over_tasks_at_the_edge_has_a_width() -> None:
+    groups = [(np.zeros(30), np.ones(30)), (np.ones(30), np.ones(30))]
+    found, _ = mean_of_ratios(groups, proportion=True)
+    # Wilson's limits of 0 of 30 and of 30 of 30 are 0.1135 wide, each on one side only.
+    assert (found.value, found.n) == (0.5, 60)
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.1135 / 2, 0.5 + 0.1135 / 2), abs=1e-4)
+    assert mean_of_ratios(groups)[0].low == 0.5, "what resampling alone would say"
+
+
+def test_a_mean_over_tasks_covers_with_one_at_the_edge() -> None:
+    rng, hits = np.random.default_rng(17), 0
+    for _ in range(300):
+        groups = [(rng.binomial(1, chance, 164), np.ones(164)) for chance in (0.02, 0.03)]
+        found, _ = mean_of_ratios(groups, resamples=500, proportion=True)
+        hits += found.low <= 0.025 <= found.high
+    assert 0.91 <= hits / 300 <= 0.99
