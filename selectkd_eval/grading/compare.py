@@ -5,12 +5,15 @@ Each loader imports its library and returns a function of (answer, gold) giving 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+BETWEEN = "\0"  # parts the alternatives that one answer may stand for; no answer holds a NUL any more
 Compare = Callable[[str, str], tuple[str, str | None]]
 
 
@@ -18,12 +21,19 @@ def math_verify() -> Compare:
     """math-verify on an answer in LaTeX or a text that holds one. Its own timeouts are off: the worker is killed."""
     library = importlib.import_module("math_verify")
 
+    @functools.lru_cache(maxsize=256)
+    def parsed_gold(gold: str) -> list[Any]:
+        return parsed(gold)
+
+    def parsed(text: str) -> list[Any]:
+        return [part for way in text.split(BETWEEN) for part in library.parse(way, parsing_timeout=None)]
+
     def compare(answer: str, gold: str) -> tuple[str, str | None]:
-        parsed = library.parse(answer, parsing_timeout=None)
-        if not parsed:
+        found = parsed(answer)
+        if not found:
             return "no-answer", None
-        right = library.verify(library.parse(gold, parsing_timeout=None), parsed, timeout_seconds=None)
-        text = next((str(part) for part in parsed if isinstance(part, str)), None)
+        right = library.verify(parsed_gold(gold), found, timeout_seconds=None)
+        text = next((part for part in found if isinstance(part, str)), None)
         return ("right" if right else "wrong"), text
 
     return compare

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from selectkd_eval.grading.fences import Block, blocks, cleaned, without_prompts
 
-_LONGEST = 100_000  # characters of code that are parsed; no solution of these benchmarks has 10,000
+_LONGEST = 50_000  # characters of code that are parsed; no solution of these benchmarks has 10,000
 _FENCE = re.compile(r"(?:\A|\n)[ \t]*(?:```|~~~)")
 _STARTS = re.compile(  # a line at the left margin that can begin a statement worth keeping
     r"(?:async\s+def|def|class)\s+\w|@\w|import\s+\w|from\s+[\w.]+\s+import\b|[A-Za-z_]\w*\s*(?::[^=\n]+)?=(?!=)"
@@ -130,8 +130,8 @@ def _bodied(code: str, prompt: str, entry_point: str) -> str | None:
     """The prompt's signature with a bare body below it, when the code is one: indented, or with a `return`."""
     if not prompt or not entry_point or re.search(rf"\bdef\s+{re.escape(entry_point)}\b", code):
         return None
-    lines = [line for line in code.split("\n") if line.strip()]
-    if not lines or not (lines[0][0] in " \t" or re.search(r"^(?:return|yield)\b", code, re.M)):
+    first = next((line for line in code.split("\n") if line.strip()), "")
+    if not (first[:1] in (" ", "\t") or _returns_outside(code)):
         return None
     flat = textwrap.dedent(code)
     for body in (code, textwrap.indent(flat, "    "), textwrap.indent(flat, "\t")):
@@ -139,6 +139,19 @@ def _bodied(code: str, prompt: str, entry_point: str) -> str | None:
         if defines(pieces(program), entry_point) and parse(program) is not None:
             return program
     return None
+
+
+def _returns_outside(code: str) -> bool:
+    """Whether the code parses and returns or yields outside any function: the body of one, at the left margin."""
+    tree = parse(code)
+    waiting: list[ast.AST] = [] if tree is None else list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom):
+            return True
+        if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
+    return False
 
 
 def defines(found: list[Piece], entry_point: str) -> bool:
@@ -155,11 +168,12 @@ def defines(found: list[Piece], entry_point: str) -> bool:
 
 
 def _is_stub(node: ast.stmt) -> bool:
-    """A definition that only repeats the signature: a docstring, `pass`, `...` or a refusal."""
-    body = getattr(node, "body", [])
-    return not isinstance(node, ast.ClassDef) and all(
-        isinstance(line, ast.Pass | ast.Raise) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
-        for line in body
+    """A definition that only repeats the signature: a docstring, imports, `pass`, `...` or a refusal."""
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
+        isinstance(line, ast.Pass | ast.Import | ast.ImportFrom)
+        or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+        or (isinstance(line, ast.Raise) and line.exc is not None and "NotImplemented" in ast.dump(line.exc))
+        for line in node.body
     )
 
 
@@ -193,9 +207,10 @@ def _split(code: str, tree: ast.Module) -> list[Piece]:
     for node in tree.body:
         first = min((node.lineno, *(mark.lineno for mark in getattr(node, "decorator_list", []))))
         last, end = node.end_lineno or node.lineno, node.end_col_offset
-        source = [*lines[first - 1 : last - 1], lines[last - 1][:end]]
-        if first == node.lineno:
-            source[0] = source[0][node.col_offset :]  # after a semicolon
+        begin = node.col_offset if first == node.lineno else 0  # not 0 after a semicolon
+        source = [lines[first - 1][begin : end if first == last else None]]
+        if first < last:
+            source += [*lines[first : last - 1], lines[last - 1][:end]]
         found.append(Piece(b"\n".join(source).decode(), node, frozenset(_bound(node)), frozenset(_loaded(node))))
     return found
 
@@ -245,8 +260,8 @@ def _loaded(node: ast.stmt) -> set[str]:
             own.add(child.arg)
         elif isinstance(child, ast.alias):
             own.add(child.asname or child.name.split(".")[0])
-        elif isinstance(child, _DEFINITIONS) or (isinstance(child, ast.ExceptHandler) and child.name):
-            own.add(child.name)
+        elif isinstance(name := getattr(child, "name", None), str):  # a definition, or an exception that is caught
+            own.add(name)
     return read - own
 
 

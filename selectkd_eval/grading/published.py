@@ -258,3 +258,13 @@ def _ratio(text: str) -> str:
         return text
     above, below = int(parts[0]), int(parts[1])
     return f"\\frac{{{above}}}{{{below}}}" if text == f"{above}/{below}" else text
+
+
+RULES: dict[str, Callable[[int], TextRule | SympyRule]] = {
+    "gsm8k-strict": lambda workers: gsm8k_strict(),
+    "gsm8k-flexible": lambda workers: gsm8k_flexible(),
+    "minerva": minerva,
+    "minerva-math-verify": minerva_math_verify,
+    "hendrycks": lambda workers: hendrycks(),
+    "hendrycks-boxed": lambda workers: hendrycks_boxed(),
+}

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from importlib.metadata import version
 from types import TracebackType
 
 from selectkd_eval.grading.boxes import boxed_gold, last_boxes
+from selectkd_eval.grading.compare import BETWEEN
 from selectkd_eval.grading.grade import Grade, GradeWord
 from selectkd_eval.grading.pool import Allowance, Pool, Reply
 
@@ -27,34 +29,84 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 _SIZE = re.compile(r"\\(?:left|right|displaystyle|textstyle)(?![a-zA-Z])|\\[!,;:]")
 _SPACE = re.compile(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])")
 _MIXED = re.compile(r"(-?\d+)\s+(\d+)\s*/\s*(\d+)")
+_SHORT = re.compile(r"\\[dt]?frac\s*(\d|\\pi)\s*(\d|\\pi)")
+_NAMED = re.compile(r"[a-zA-Z]\s*=\s*((?:\\\$)?\d{1,3}(?:,\d{3})+)")
+# "118 dollars", "440 cm^2", "9 a.m.": a word of prose after a number would be read as a product of symbols.
+_UNIT = re.compile(
+    r"(?<=[\d})])\s+((?:[A-Za-z]{3,}|[cmk]m|ft|in|kg|mg|ml|mi|hr|a\.?m|p\.?m)\b[A-Za-z. ]*)(?:\^\{?\d\}?)?\Z",
+    re.IGNORECASE,
+)
+_NOT_UNITS = frozenset({"and", "or", "mod", "sin", "cos", "tan", "log", "sqrt", "cot", "sec", "csc", "arctan"})
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|mathbf|rm)\s*\{([^{}]*)\}")
+_GROUP = re.compile(r"(?<=\d)(?:,\s?\\!|\\!,|\{,\}|\\,)\s?(?=\d{3}(?!\d))")
+_PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*percent\s*\}|percent)\s*\Z")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\})\s?\d{3})+")
 _INTEGER = re.compile(r"[+-]?\d+")
-_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
+_DECIMAL = re.compile(r"[+-]?(?:\d{1,40}\.?\d{0,40}|\.\d{1,40})")
+_BASE = re.compile(r"([+-]?[0-9A-Z.]+)_\{?(\d+)\}?")
 
 
 def tidy(answer: str) -> str:
-    """An answer without what surrounds it in prose: dollar signs of mathematics, bold marks, a final full stop."""
+    """An answer without what surrounds it in prose: dollar signs of mathematics, bold marks, a final full stop; and
+    thousands without their commas where these can be nothing else.
+    """
     answer = _DOLLAR.sub("", answer.translate(_SIGNS).replace("\0", "")).strip().strip("*").strip()
-    answer = answer.rstrip(".,;").strip() or answer
+    answer = _GROUP.sub("", answer.rstrip(".,;").strip() or answer)
+    answer = _SHORT.sub(r"\\frac{\1}{\2}", answer)
     if mixed := _MIXED.fullmatch(answer):
         return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    if named := _NAMED.fullmatch(answer):
+        return named[1]
+    unit = _UNIT.search(answer)
+    if unit and not _NOT_UNITS & set(unit[1].lower().split()):
+        return rf"{answer[: unit.start()].rstrip()}\text{{ {unit[1]}}}"
     return answer
 
 
 def plainly(answer: str, gold: str) -> bool | None:
     """Whether two tidy answers are equal, where that can be seen without algebra; None where it cannot."""
-    answer, gold = _canonical(answer), _canonical(gold)
-    if answer == gold:
+    one_percent = bool(_PERCENT.search(answer)) != bool(_PERCENT.search(gold))
+    answer, gold = _canonical(_PERCENT.sub("", answer)), _canonical(_PERCENT.sub("", gold))
+    if answer == gold or _same_words(answer, gold):
         return True
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
-        return _integer(answer) == _integer(gold)
-    if (ours := _BASE.fullmatch(answer)) and (theirs := _BASE.fullmatch(gold)):
-        return (ours[1].lstrip("0"), int(ours[2][:9])) == (theirs[1].lstrip("0"), int(theirs[2][:9]))
+        same: bool | None = _integer(answer) == _integer(gold)
+    elif _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold):
+        same = _same_decimal(Fraction(answer), Fraction(gold))
+    elif (ours := _BASE.fullmatch(answer)) and (theirs := _BASE.fullmatch(gold)):
+        same = (ours[1].lstrip("0"), int(ours[2][:9])) == (theirs[1].lstrip("0"), int(theirs[2][:9]))
+    else:
+        same = None
+    return None if one_percent and not same else same
+
+
+def _same_words(answer: str, gold: str) -> bool:
+    """Whether both are the same words, in \\text{} or not. A single letter is a symbol: x and X are two."""
+    if "\\" in answer + gold:
+        plain = [re.sub(r"\s", "", _TEXT.sub(r"\1", each)).casefold() for each in (answer, gold)]
+        if plain[0] == plain[1]:
+            return True
     words = _words(answer)
-    if not words or words != _words(gold):
-        return None
-    return True if len(words) > 1 or "(" in answer + gold or "\\" in answer + gold else None  # x and X are two symbols
+    return words == _words(gold) and (len(words) > 1 or (words != "" and "(" in answer + gold))
+
+
+def _same_decimal(answer: Fraction, gold: Fraction) -> bool | None:
+    """math-verify rounds to six places, so that 0.0000672 is 0.0000673 to it; close calls are left to it."""
+    if answer == gold:
+        return True
+    return False if abs(answer - gold) > abs(gold) / 10_000 else None
+
+
+def _alternatives(answer: str, other: str) -> str:
+    """What an answer can stand for, as the workers take it. A percent sign that only one side has may have been left
+    out or worked out: 25% is 25 or 1/4. (That math-verify reads the sign depends on the version of its parser.)
+    """
+    plain = _PERCENT.sub("", answer)
+    if plain == answer:
+        return f"$${answer}$$"
+    if _PERCENT.search(other):
+        return f"$${plain}$$"
+    return f"$${plain}$$" + BETWEEN + rf"$$\frac{{{plain}}}{{100}}$$"
 
 
 def _canonical(answer: str) -> str:
@@ -124,7 +176,7 @@ class MathVerify:
         # A list was asked for and each element stands in a box of its own.
         raw = ", ".join(found) if len(found) > 1 and len(found) == reference.count(",") + 1 else found[-1]
         answer = tidy(raw)
-        key = (f"$${answer}$$", f"$${reference}$$")
+        key = (_alternatives(answer, reference), _alternatives(reference, answer))
         if key not in self.known:
             plain = False if len(answer) > _LONGEST else plainly(answer, reference)
             if plain is not None:
