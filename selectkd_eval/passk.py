@@ -36,6 +36,7 @@ from selectkd_eval.tasks.task import Problem, Task
 from selectkd_eval.verbs import PasskOptions
 
 SMALL = 10_000_000  # parameters below which a model is a toy
+ASKED = ("question", "problem", "prompt", "text")  # of a problem's fields, what a reader needs to see
 TOGETHER = 64  # answers graded at once, at most
 
 
@@ -258,8 +259,10 @@ def _place(answer: Answer) -> dict[str, Any]:
 
 
 def _row(part: Written) -> dict[str, Any]:
+    fields = part.answer.problem.fields
     return {
         **_place(part.answer),
+        "question": next((str(fields[name]) for name in ASKED if name in fields), ""),
         "prompt_sha256": hashlib.sha256(part.prompt.encode()).hexdigest(),
         "completion": part.completion.text,
         "finish": part.completion.finish,

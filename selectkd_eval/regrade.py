@@ -25,7 +25,7 @@ from selectkd_eval.tasks.task import Problem, Task
 from selectkd_eval.verbs import RegradeOptions
 
 ASKED = (
-    *("task", "problem", "seed", "sample", "prompt_sha256", "completion", "finish"),
+    *("task", "problem", "seed", "sample", "question", "prompt_sha256", "completion", "finish"),
     *("n_tokens", "n_prompt_tokens", "prompt_cut"),
 )
 TOGETHER = 64  # answers graded at once

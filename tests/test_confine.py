@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import numpy
 import pytest
 
-from selectkd_eval.sandbox import landlock, seccomp
+from selectkd_eval.sandbox import identity, landlock, seccomp
 
 DRIVER = Path(__file__).with_name("confining.py")
 PACKAGES = str(Path(numpy.__file__).parents[1])
@@ -164,7 +165,8 @@ def test_every_landlock_version_holds(tmp_path: Path, abi: int) -> None:
 
 def test_a_default_container_holds(tmp_path: Path) -> None:
     result = everything(tmp_path, deny_namespaces=True, capabilities=0xA80425FB)
-    assert os.geteuid() != 0 or "65534" in result["facts"]["user"]
+    user = int(re.findall(r"uid (\d+)", result["facts"]["user"])[0])
+    assert user >= identity.NOBODY if os.geteuid() == 0 else user == os.getuid()
 
 
 def test_a_container_without_capabilities_holds(tmp_path: Path) -> None:
@@ -221,8 +223,8 @@ spin()
 """
     result = confined(tmp_path, {"spin": text}, limits={"cpu_seconds": limit})
     assert os.WTERMSIG(result["status"]) == signal.SIGKILL
-    # Preparing took a little before the clock was set; a tick of the slowest kernels is 10 ms.
-    assert limit <= result["cpu"] < limit + 0.15
+    # A little was used before the clock was set, and ticks are late on a busy machine; RLIMIT_CPU would take a second more.
+    assert limit <= result["cpu"] < limit + 0.5
 
 
 def test_sleeping_costs_no_cpu_time(tmp_path: Path) -> None:

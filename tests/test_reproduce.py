@@ -167,7 +167,7 @@ def test_table_2_solves_mathematics_and_code() -> None:
     from selectkd_eval.tasks.table import TASKS
 
     solved = of(PasskOptions, "table2")
-    assert {options.tasks for options in solved} == {("gsm8k", "math"), ("humaneval-plus", "mbpp-plus")}
+    assert {options.tasks for options in solved} == {("gsm8k", "math"), ("humaneval", "mbpp-base")}
     assert {task for options in solved for task in options.tasks} <= set(TASKS)
     assert len(solved) == 4 * (2 + 3 * 2)
     students = [o for o in of(TrainOptions, "table2", METHODS="distillm2") if o.recipe == "distillm2"]

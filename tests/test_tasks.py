@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectkd_eval.demo.corpus import examples
@@ -237,6 +237,8 @@ def test_one_problem_under_its_many_names() -> None:
     assert (local.id, hub.id) == ("math/3", prompt_id("Find $0^2$."))
     assert local.strata == hub.strata == {"level": "1", "subject": "Algebra"}
     assert hub.reference == "\\boxed{0}"
+    worked = read_row("math", {"problem": "Find $0^2$.", "solution": "It is 0.", "answer": "0"}, "entry 1")
+    assert worked.reference == "\\boxed{0}"
 
 
 def test_evalplus_rows_of_both_forms() -> None:
@@ -271,21 +273,39 @@ def test_what_a_program_may_count_on() -> None:
     assert set(read_row("humaneval-plus", plus, "entry 1").program) == {"given", "plus"}
 
 
+texts = st.sampled_from(
+    ["", "def f(x): pass", "assert f(1)", "\\boxed{1}", "[[1]]", "]", '"""', "\ud800", "Level 5", "7"]
+)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=5,
 )
 
 
+@settings(deadline=None, max_examples=300)
 @given(
-    reader=st.sampled_from(["gsm8k", "math", "humaneval", "mbpp", "humaneval-plus", "mbpp-plus"]),
-    row=st.dictionaries(
-        st.sampled_from(sorted({*GSM8K[0], *MATH[0], *HUMANEVAL, *MBPP, *PLUS, "idx", "subject"})), json_values
+    case=st.sampled_from(
+        [
+            ("gsm8k", GSM8K[0]),
+            ("math", MATH[0]),
+            ("humaneval", HUMANEVAL),
+            ("mbpp", MBPP),
+            ("mbpp-plus", PLUS),
+            ("humaneval-plus", {**PLUS, "task_id": "HumanEval/7"}),
+            ("mbpp-plus", {**MBPP, "prompt": "Double.", "test": "assertion(1, 1, 0)"}),
+        ]
+    ),
+    broken=st.dictionaries(
+        st.sampled_from(sorted({*GSM8K[0], *MATH[0], *HUMANEVAL, *MBPP, *PLUS, "test_imports"})),
+        json_values,
+        max_size=3,
     ),
 )
-def test_any_row_is_a_problem_or_a_sentence(reader: str, row: dict) -> None:
+def test_any_row_is_a_problem_or_a_sentence(case: tuple[str, dict], broken: dict) -> None:
+    reader, row = case
     try:
-        found = read_row(reader, row, "entry 1 of x.jsonl")
+        found = read_row(reader, {**row, **broken}, "entry 1 of x.jsonl")
     except InputError as error:
         assert str(error).startswith("entry 1 of x.jsonl ")
     else:
@@ -371,6 +391,15 @@ def test_equal_problems_have_ids_of_their_own(tmp_path: Path) -> None:
     task = load("gsm8k", write(tmp_path / "gsm8k_test.jsonl", [GSM8K[0], GSM8K[1], GSM8K[0]]))
     ids = [problem.id for problem in task.problems]
     assert ids == [ids[0], ids[1], f"{ids[0]}-2"]
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    for name, file, row in (
+        ("gsm8k", "gsm8k_test", {**GSM8K[0], "question": "\ud83d?"}),
+        ("mbpp-full", "mbpp", {**MBPP, "test_list": ["assert '\udc00'"]}),
+    ):
+        with pytest.raises(InputError, match=r"entry 1 of .* half a character"):
+            load(name, write(tmp_path / f"{file}.jsonl", [row]))
 
 
 # ---- the hub

@@ -70,7 +70,7 @@
 : "${PROTOCOL:=selectkd}"              # paper 5.1: random order, ties left out
 : "${MATH_TOKENS:=1024}"               # DistiLLM-2 C.3: greedy
 : "${MATH_TASKS:=gsm8k math}"           # paper 5.1; zero-shot through the chat template, as the students learnt it
-: "${CODE_TASKS:=humaneval-plus mbpp-plus}" # DistiLLM-2 C.3: EvalPlus; base and plus scores are both printed
+: "${CODE_TASKS:=humaneval mbpp-base}" # DistiLLM-2 C.3: EvalPlus, whose MBPP has 378 problems; its prompts for chat models
 : "${CODE_TOKENS:=1024}"               # DistiLLM-2 C.3: greedy
 : "${RESAMPLES:=10000}"                # paper 5.1
 : "${GAMMAS:=3 5}"                     # ours: draft lengths of Table 5

@@ -143,22 +143,24 @@ def _high(descriptor: int) -> int:
 def _user_steps(directory: str, read: Sequence[str]) -> tuple[list[syscalls.Prepared], str]:
     """The calls that give up user and capabilities, and who the child is then."""
     no_capabilities = syscalls.Prepared("capset", identity.HEADER, identity.NO_CAPABILITIES)
-    if not identity.capable(identity.SETUID, identity.SETGID) or not identity.nobody_exists():
+    stranger = identity.stranger() if identity.capable(identity.SETUID, identity.SETGID) else None
+    if stranger is None:
         return [no_capabilities], f"uid {os.geteuid()}, no capabilities"
-    nobody = identity.NOBODY
+    effective = 0
     # The fork-server must still be able to end the child and to empty its directory.
-    effective = nobody if identity.capable(identity.CHOWN, identity.DAC_OVERRIDE, identity.KILL) else 0
-    if not identity.open_to_all([*read, str(Path(directory).parent)]):
-        effective = 0
-    if effective:
-        os.chown(directory, effective, -1)
+    if identity.capable(identity.CHOWN, identity.DAC_OVERRIDE, identity.KILL) and identity.open_to_all(
+        [*read, str(Path(directory).parent)]
+    ):
+        with contextlib.suppress(OSError):  # a file system that knows no such user
+            os.chown(directory, stranger, -1)
+            effective = stranger
     steps = [
         syscalls.Prepared("setgroups", 0, None),
-        syscalls.Prepared("setresgid", nobody, nobody, nobody),
-        syscalls.Prepared("setresuid", nobody, effective, effective),
+        syscalls.Prepared("setresgid", stranger, stranger, stranger),
+        syscalls.Prepared("setresuid", stranger, effective, effective),
         no_capabilities,
     ]
-    return steps, f"uid {nobody}" if effective else f"real uid {nobody}, effective 0, no capabilities"
+    return steps, f"uid {stranger}" if effective else f"real uid {stranger}, effective 0, no capabilities"
 
 
 def prepare(
@@ -187,7 +189,7 @@ def prepare(
     """
     identity.close_the_way_back()
     user, who = _user_steps(directory, read)
-    threads = _THREADS if os.geteuid() == 0 or os.getuid() == identity.NOBODY else _threads_of_user() + _THREADS
+    threads = _THREADS if os.geteuid() == 0 or os.getuid() >= identity.STRANGERS else _threads_of_user() + _THREADS
     values = _limit_values(limits, threads)
     rules, filter_ = None, None
     if landlock.abi() or strict:

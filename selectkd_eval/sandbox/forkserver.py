@@ -45,15 +45,17 @@ _BLIND_TICK = 0.002  # s between looks where the kernel has no pidfd
 
 
 class OfferedPackages:
-    """A finder for the packages a program may import beside the standard library, and for nothing else."""
+    """A finder for the packages a program may import beside the standard library, and for nothing else.
+
+    They are looked up now: later nobody may list the directory they lie in.
+    """
 
     def __init__(self, places: Mapping[str, str]) -> None:
-        self.places = dict(places)
+        find = importlib.machinery.PathFinder.find_spec
+        self.specs = {name: find(name, [place]) for name, place in places.items()}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if path is None and name in self.places:
-            return importlib.machinery.PathFinder.find_spec(name, [self.places[name]])
-        return None
+        return self.specs.get(name) if path is None else None
 
 
 def preload(packages: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""As whom does the sandboxed code run? Without capabilities always, and as nobody when it was started by root.
+"""As whom does the sandboxed code run? Without capabilities always, and as a stranger when it was started by root.
 
 Root without capabilities still owns root's files, and the kernel counts no processes of root; so the real user is
 changed even where the interpreter lies in a directory that only root may enter.
@@ -15,6 +15,7 @@ from pathlib import Path
 from selectkd_eval.sandbox import syscalls
 
 NOBODY = 65534
+STRANGERS = 1 << 30  # users from here on have no name on any system
 CHOWN, DAC_OVERRIDE, KILL, SETGID, SETUID, SETPCAP, SYS_ADMIN = 0, 1, 5, 6, 7, 8, 21  # linux/capability.h
 HEADER = struct.pack("=Ii", 0x20080522, 0)
 NO_CAPABILITIES = bytes(24)
@@ -64,20 +65,27 @@ def open_to_all(paths: Sequence[str], way: bool = True) -> bool:
     return True
 
 
-def nobody_exists() -> bool:
-    """Whether this process's user namespace has the user and group that root would become."""
-    for name in ("uid_map", "gid_map"):
-        try:
-            rows = [line.split() for line in Path("/proc/self", name).read_bytes().decode().splitlines()]
-        except OSError:
-            return False
-        if not any(int(first) <= NOBODY < int(first) + int(count) for first, _, count in rows):
-            return False
-    return True
+def stranger() -> int | None:
+    """The number of a user and group whom nothing belongs to, for what runs below this process; None without one.
+
+    A number of its own, so that threads are counted for this sandbox alone; nobody's where the user namespace is small.
+    """
+    for number in (STRANGERS + os.getpid(), NOBODY):
+        if _mapped("uid_map", number) and _mapped("gid_map", number):
+            return number
+    return None
 
 
-def become_nobody() -> None:
-    """Give up root's user and groups. Raises OSError without SETUID and SETGID."""
+def _mapped(name: str, number: int) -> bool:
+    try:
+        rows = [line.split() for line in Path("/proc/self", name).read_bytes().decode().splitlines()]
+    except OSError:
+        return False
+    return any(int(first) <= number < int(first) + int(count) for first, _, count in rows)
+
+
+def become(number: int) -> None:
+    """Give up root's user and groups for those of this number. Raises OSError without SETUID and SETGID."""
     os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresgid(number, number, number)
+    os.setresuid(number, number, number)

@@ -120,9 +120,9 @@ def _build_root(read_only: Sequence[str], work: str, work_options: str) -> None:
 def enter(read_only: Sequence[str], work: str, work_bytes: int = 64 << 20) -> None:
     """Move this process, which has one thread, into a machine of its own; its next child is process 1 there.
 
-    At the end nobody inside has a capability. Root becomes nobody, unless the paths can be read by root only: then,
-    as for every other user, a user namespace is made and the user stays. The process
-    is dumpable afterwards.
+    At the end nobody inside has a capability. Root becomes a user who owns nothing, unless the paths can be read by
+    root only: then, as for every other user, a user namespace is made and the user stays. The process is dumpable
+    afterwards.
 
     Args:
         read_only: files and directories (with all below) to be seen inside; missing ones are left out.
@@ -132,17 +132,17 @@ def enter(read_only: Sequence[str], work: str, work_bytes: int = 64 << 20) -> No
     Raises:
         OSError: the step that was refused and why. The process must end then: it stands between two roots.
     """
-    as_root = identity.capable(identity.SYS_ADMIN, identity.SETUID, identity.SETGID, identity.SETPCAP)
-    as_root = as_root and identity.nobody_exists()
-    # Inside, the way to a path is made of new directories; only what is bound must be open to others.
-    as_root = as_root and all(identity.open_to_all([path], way=False) for path in read_only)
-    owner = f",uid={identity.NOBODY},gid={identity.NOBODY}" if as_root else ""
-    _unshare(with_user=not as_root)
+    stranger = None
+    if identity.capable(identity.SYS_ADMIN, identity.SETUID, identity.SETGID, identity.SETPCAP):
+        # Inside, the way to a path is made of new directories; only what is bound must be open to others.
+        stranger = identity.stranger() if identity.open_to_all(read_only, way=False) else None
+    owner = "" if stranger is None else f",uid={stranger},gid={stranger}"
+    _unshare(with_user=stranger is None)
     _build_root(read_only, work, f"size={work_bytes},nr_inodes={_WORK_FILES},mode=755{owner}")
     syscalls.call("sethostname", _HOST_NAME, len(_HOST_NAME))
     identity.close_the_way_back()
-    if as_root:
-        identity.become_nobody()
+    if stranger is not None:
+        identity.become(stranger)
     identity.drop_capabilities()
 
 

@@ -85,8 +85,7 @@ class Launcher:
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
-        self.scratch = Path(tempfile.mkdtemp(prefix="selectkd-sandbox-"))
-        self.scratch.chmod(0o711)  # a program may run as another user and must reach its directory inside
+        self.scratch = Path(tempfile.gettempdir()) / f"selectkd-sandbox-{secrets.token_hex(8)}"
 
     def close(self) -> None:
         """Remove the scratch directory; the workers have emptied it."""
@@ -99,8 +98,11 @@ class Launcher:
         Raises SetupError with the reason alone when one of them cannot start or a probe succeeds.
         """
         prefix = self._prefix(tier)
-        # The last worker to end removes it, for the case that the client was killed.
-        self.scratch.mkdir(mode=0o711, exist_ok=True)
+        if tier in ("landlock", "external"):
+            # The last worker to end has removed it, for the case that the client was killed. A program may run as
+            # another user and must reach its directory inside.
+            self.scratch.mkdir(mode=0o700, exist_ok=True)
+            self.scratch.chmod(0o711)
         with _canaries() as canaries:
             config = {
                 "tier": tier,

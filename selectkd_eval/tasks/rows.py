@@ -21,6 +21,7 @@ FIELD_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "math": {
         "problem": ("problem", "question"),
         "solution": ("solution", "answer"),
+        "answer": ("answer",),
         "level": ("level",),
         "subject": ("type", "subject"),
         "index": ("math_idx", "idx"),
@@ -91,13 +92,23 @@ def _texts(family: str, row: _Value, where: str, *names: str) -> list[str]:
         if not isinstance(row.get(name), str):
             spelled = " or ".join(f"`{spelling}`" for spelling in FIELD_NAMES[family][name])
             raise InputError(f"{where} lacks a text {spelled}: a {family} file has it in every entry")
+        _check_unicode(row[name], where)
     return [row[name] for name in names]
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} holds half a character ({text[error.start]!r}), which is no text: mend it") from None
 
 
 def _list(family: str, row: _Value, where: str, name: str) -> list[str]:
     value = row.get(name, [])
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise InputError(f"{where} has a `{FIELD_NAMES[family][name][0]}` that is not a list of texts: mend it")
+    for part in value:
+        _check_unicode(part, where)
     return value
 
 
@@ -109,7 +120,7 @@ def _gsm8k(row: _Value, where: str) -> Row:
 def _math(row: _Value, where: str) -> Row:
     problem, solution = _texts("math", row, where, "problem", "solution")
     if "\\boxed" not in solution and "\\fbox" not in solution:  # the bare answer of a file without solutions
-        solution = f"\\boxed{{{solution}}}"
+        solution = f"\\boxed{{{row.get('answer', solution)}}}"
     number = row.get("index")
     strata = {
         "level": str(row["level"]).removeprefix("Level").strip() if "level" in row else "",
@@ -177,7 +188,7 @@ def _mbpp_plus(row: _Value, where: str) -> Row:
     if "base" not in row:
         return _mbpp_plus_of_the_hub(row, where)
     prompt, entry_point = _texts("plus", row, where, "prompt", "entry_point")
-    tests = _asserts(str(row.get("assertion", "")))
+    tests = _asserts(str(row.get("assertion", "")), where)
     fields = {
         "text": prompt.strip().strip('"').strip().rpartition("\nassert ")[0].strip(),
         "test_list": tests,
@@ -202,9 +213,7 @@ def _mbpp_plus_of_the_hub(row: _Value, where: str) -> Row:
 def _plus(name: str, row: _Value, where: str) -> dict[str, Any]:
     """EvalPlus's inputs, solution and tolerance, as the sandbox's tester reads them."""
     solution, entry_point, prompt = _texts("plus", row, where, "solution", "entry_point", "prompt")
-    inputs = {key: json.loads(row[key]) if isinstance(row.get(key), str) else row.get(key) for key in ("base", "plus")}
-    if inputs["plus"] is None:
-        raise InputError(f"{where} has `base_input` but no `plus_input`: give EvalPlus's own file")
+    inputs = {key: _inputs(row.get(key), where) for key in ("base", "plus")}
     return {
         "task": name,
         "entry_point": entry_point,
@@ -214,9 +223,24 @@ def _plus(name: str, row: _Value, where: str) -> dict[str, Any]:
     }
 
 
-def _asserts(text: str) -> list[str]:
+def _inputs(value: Any, where: str) -> Any:
+    """A list of argument lists, or (one problem of MBPP+) an empty object for none; the hub may hold it as JSON text."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) and found != {}:
+        raise InputError(f"{where} has no lists `base_input` and `plus_input`: give EvalPlus's own file")
+    return found
+
+
+def _asserts(text: str, where: str) -> list[str]:
     """The single assert statements of a test text, as they are written."""
-    found = [ast.get_source_segment(text, node) for node in ast.parse(text).body if isinstance(node, ast.Assert)]
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        raise InputError(f"{where} has an `assertion` that is not Python: give EvalPlus's own file") from None
+    found = [ast.get_source_segment(text, node) for node in statements if isinstance(node, ast.Assert)]
     return [part for part in found if part]
 
 
