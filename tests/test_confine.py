@@ -223,7 +223,7 @@ spin()
 """
     result = confined(tmp_path, {"spin": text}, limits={"cpu_seconds": limit})
     assert os.WTERMSIG(result["status"]) == signal.SIGKILL
-    # A little was used before the clock was set, and ticks are late on a busy machine; RLIMIT_CPU would take a second more.
+    # A little was used before the clock was set, and ticks come late on a busy machine; RLIMIT_CPU takes a second more.
     assert limit <= result["cpu"] < limit + 0.5
 
 
