@@ -224,7 +224,7 @@ def _plus(name: str, row: _Value, where: str) -> dict[str, Any]:
 
 
 def _inputs(value: Any, where: str) -> Any:
-    """A list of argument lists, or (one problem of MBPP+) an empty object for none; the hub may hold it as JSON text."""
+    """A list of argument lists, or, once in MBPP+, an empty object for none; perhaps as JSON text."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError:
