@@ -10,7 +10,8 @@ import os
 import shutil
 from collections.abc import Sequence
 
-WORK = "/work"
+WORK = "/selectkd-work"
+"""The directory to work in, inside; no path that a package or an interpreter could lie under."""
 _WORK_BYTES = 64 << 20
 
 

@@ -34,7 +34,6 @@ TIERS = {
     "external": "you vouch that this whole process is jailed already: whatever lock works, nothing demanded",
 }
 _START_SECONDS = 60.0
-_WORK = "/work"  # of the namespaces tier, inside
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Launcher:
                 "limits": self.limits.as_dict(),
                 "packages": {package.name: package.place for package in self.packages},
                 "package_paths": [path for package in self.packages for path in package.paths],
-                "work": bubblewrap.WORK if tier == "bubblewrap" else _WORK,
+                "work": bubblewrap.WORK,
                 "scratch": str(self.scratch),
                 "client": 0 if tier == "bubblewrap" else os.getpid(),
                 "uid": os.getuid(),
