@@ -27,11 +27,11 @@ from selectkd_eval import environment, passk_table, records
 from selectkd_eval.backends import open_backend
 from selectkd_eval.backends.answer_store import AnswerStore, answer_key
 from selectkd_eval.backends.backend import Asked, Backend, Completion, Decoding
-from selectkd_eval.errors import InputError, choose
+from selectkd_eval.errors import InputError
 from selectkd_eval.marking import SANDBOX, Item, Marker
 from selectkd_eval.records import Writer, open_record
 from selectkd_eval.tasks.sources import load_task
-from selectkd_eval.tasks.table import TASKS
+from selectkd_eval.tasks.table import find
 from selectkd_eval.tasks.task import Problem, Task
 from selectkd_eval.verbs import PasskOptions
 
@@ -79,7 +79,7 @@ def run(options: PasskOptions) -> int:
     with ExitStack() as stack:
         marker = stack.enter_context(
             Marker(
-                {TASKS[name].kind for name in names},
+                {find(name)[0].kind for name in names},
                 verdict=options.verdict,
                 tier=options.sandbox,
                 packages=options.sandbox_packages,
@@ -122,7 +122,7 @@ def run(options: PasskOptions) -> int:
 def resolved(options: PasskOptions) -> PasskOptions:
     """The options with their defaults filled in; an InputError for those that contradict each other."""
     for name in options.tasks:
-        choose(name.partition("@")[0], TASKS, "task")
+        find(name)
     if options.base_url:
         options = replace(options, backend="server")
     seeds = options.seeds or ((0, 1, 2) if options.temperature > 0 else (0,))
@@ -143,7 +143,7 @@ def resolved(options: PasskOptions) -> PasskOptions:
 
 def task_of(name: str, options: PasskOptions, marker: Marker, chat: bool) -> Task:
     """The task as this command asks it: --shots, --layout and --grader applied."""
-    source = TASKS[name.partition("@")[0]]
+    source, _ = find(name)
     grader = SANDBOX if source.kind == "code" else options.grader or source.grader
     gold = None if source.kind == "code" else marker.grader(grader).gold
     task = load_task(name, options.data, options.limit, options.shots, options.layout, chat, gold)

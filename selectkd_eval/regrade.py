@@ -20,7 +20,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.marking import SANDBOX, Item, Marker
 from selectkd_eval.records import Record, Writer, open_record
 from selectkd_eval.tasks.sources import load_task
-from selectkd_eval.tasks.table import TASKS
+from selectkd_eval.tasks.table import find
 from selectkd_eval.tasks.task import Problem, Task
 from selectkd_eval.verbs import RegradeOptions
 
@@ -38,7 +38,7 @@ def run(options: RegradeOptions) -> int:
         raise InputError(f"{options.record} is the record of {source.verb}: regrade takes one of passk")
     names = list(source.facts["tasks"])
     with Marker(
-        {TASKS[name.partition("@")[0]].kind for name in names},
+        {find(name)[0].kind for name in names},
         verdict=options.verdict,
         tier=options.sandbox,
         packages=options.sandbox_packages,
@@ -67,7 +67,7 @@ def run(options: RegradeOptions) -> int:
 
 def _task(name: str, source: Record, options: RegradeOptions, marker: Marker) -> Task:
     """The task that was asked, with the references in this grader's form; InputError when its data are others."""
-    before, row = source.facts["tasks"][name], TASKS[name.partition("@")[0]]
+    before, row = source.facts["tasks"][name], find(name)[0]
     grader = SANDBOX if row.kind == "code" else options.grader or row.grader
     gold = None if row.kind == "code" else marker.grader(grader).gold
     data = options.data or (Path(source.options["data"]) if source.options.get("data") else None)
