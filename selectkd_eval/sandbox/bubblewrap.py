@@ -29,8 +29,8 @@ def command(program: str, read_only: Sequence[str], work_bytes: int = _WORK_BYTE
     words = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "jail"]
     words += ["--dev", "/dev"]
     for path in sorted(set(read_only)):
-        if os.path.islink(path) and os.path.dirname(path) == "/":  # noqa: PTH114, PTH120
-            words += ["--symlink", os.readlink(path), path]  # noqa: PTH115
+        if os.path.islink(path) and os.path.dirname(path) == "/":
+            words += ["--symlink", os.readlink(path), path]
             path = os.path.realpath(path)
         words += ["--ro-bind-try", path, path]
     return [*words, "--size", str(work_bytes), "--tmpfs", WORK, "--remount-ro", "/", "--chdir", "/", "--"]

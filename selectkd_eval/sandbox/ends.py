@@ -90,20 +90,26 @@ def judge(lines: bytes, nonce: str, ends: dict[str, dict[str, Any]], limits: Lim
 
 def _judge(said: dict[str, Any] | None, ends: dict[str, dict[str, Any]], limits: Limits) -> tuple[str, str]:
     candidate, tester = ends["candidate"], ends.get("tester")
-    if candidate["killed"] == "cpu" or candidate["cpu"] > limits.cpu_seconds:
-        return "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
+    if candidate["killed"] == "cpu" or candidate["cpu"] > candidate["cpu_limit"]:
+        return "timeout", _over(candidate)
     if said is not None and not (said["word"] == "crash" and tester and candidate["killed"] != "end"):
         return said["word"], str(said.get("detail", ""))
-    for end, who in ((candidate, ""), (tester, "tests")):
-        if end and end["killed"] == "wall":
-            return "timeout", f"more than {limits.cpu_seconds * limits.wall_factor:g} s of waiting"
-        if end and end["killed"] == "files":
-            return "memory", "more files than a program may keep"
-        if end and who and end["killed"] == "cpu":
-            return "timeout", who
+    by_guard = {
+        "wall": ("timeout", f"more than {limits.cpu_seconds * limits.wall_factor:g} s of waiting"),
+        "files": ("memory", "more files than a program may keep"),
+    }
+    for end in (candidate, tester):
+        if end and end["killed"] in by_guard:
+            return by_guard[end["killed"]]
     if candidate["killed"] != "end":
         return _ended(candidate, limits, "ended before its tests did")
+    if tester and tester["killed"] == "cpu":
+        return "timeout", f"the tests took {_over(tester)}"
     return _ended(tester or candidate, limits, "the tests' process ended without a verdict")
+
+
+def _over(end: dict[str, Any]) -> str:
+    return f"more than {end['cpu_limit']:g} s of CPU time"
 
 
 def _ended(end: dict[str, Any], limits: Limits, by_itself: str) -> tuple[str, str]:
@@ -112,8 +118,8 @@ def _ended(end: dict[str, Any], limits: Limits, by_itself: str) -> tuple[str, st
     if not os.WIFSIGNALED(status):
         return "crash", f"{by_itself} (exit status {os.WEXITSTATUS(status)})"
     number = os.WTERMSIG(status)
-    if number in (signal.SIGKILL, signal.SIGXCPU) and end["cpu"] >= limits.cpu_seconds - _CLOCK_SLACK:
-        return "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
+    if number in (signal.SIGKILL, signal.SIGXCPU) and end["cpu"] >= end["cpu_limit"] - _CLOCK_SLACK:
+        return "timeout", _over(end)
     if number == signal.SIGSYS:
         return "forbidden", "a system call of another architecture"
     if number == signal.SIGKILL and end["peak_bytes"] > limits.memory_bytes // 2:

@@ -28,16 +28,16 @@ from selectkd_eval.sandbox import confine, official, remote, tester
 from selectkd_eval.sandbox.program import Limits
 from selectkd_eval.sandbox.slot import Slot
 
-PRELOADED = (
-    "abc ast bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal enum "
-    "fractions functools hashlib heapq inspect io itertools json keyword math numbers operator os random re statistics "
-    "string struct sys textwrap threading time traceback types typing"
-).split()
+_PRELOADED = """
+abc ast bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal enum fractions
+functools hashlib heapq inspect io itertools json keyword math numbers operator os random re statistics string struct
+sys textwrap threading time traceback types typing
+"""
 """Modules that a program finds already loaded; the rest of the standard library it imports itself, at its own cost."""
 
 END = b"end"  # the supervisor's word that it has seen enough of the running program
 TESTS_SECONDS = 2.0  # least CPU limit of the tests' own process, otherwise the candidate's
-PLUS_SECONDS = 60.0  # the same where canonical solutions run in it (EvalPlus)
+PLUS_SECONDS = 60.0  # least CPU limit of either process for EvalPlus's thousand inputs, which the tester times singly
 FIRST_PLACE = 3  # the first descriptor after stdin, stdout, stderr: a channel or a verdict pipe
 FIRST_FREE = 10  # descriptors below this are placed by hand in every child; the fork-server's own stay above
 _TICK = 0.25  # s between looks at a running program's CPU clock
@@ -60,17 +60,17 @@ class OfferedPackages:
 
 def preload(packages: Mapping[str, str]) -> None:
     """Load what most programs import, and let the offered packages be found."""
-    for name in PRELOADED:
+    for name in _PRELOADED.split():
         importlib.import_module(name)
     import random
 
     random.seed(0)  # every program starts from the same stream, so that the same program has the same fate
-    sys.meta_path.append(OfferedPackages(packages))  # type: ignore[arg-type]
+    sys.meta_path.append(OfferedPackages(packages))
 
 
 @dataclass
 class _Child:
-    role: str
+    name: str  # candidate or tester
     pid: int
     pidfd: int
     cpu_limit: float
@@ -104,7 +104,13 @@ class _Child:
         return True
 
     def as_dict(self) -> dict[str, Any]:
-        return {"status": self.status, "cpu": self.cpu, "peak_bytes": self.peak_bytes, "killed": self.killed}
+        return {
+            "status": self.status,
+            "cpu": self.cpu,
+            "cpu_limit": self.cpu_limit,
+            "peak_bytes": self.peak_bytes,
+            "killed": self.killed,
+        }
 
 
 class ForkServer:
@@ -119,7 +125,7 @@ class ForkServer:
         self.role_limits = {
             "candidate": limits,
             "tests": replace(limits, cpu_seconds=max(TESTS_SECONDS, seconds)),
-            "plus": replace(limits, cpu_seconds=max(PLUS_SECONDS, seconds)),
+            "many": replace(limits, cpu_seconds=max(PLUS_SECONDS, seconds)),
         }
         self.jails: dict[str, confine.Jail] = {}
         self.slot = slot
@@ -157,26 +163,29 @@ class ForkServer:
                 self._prepare()
             self.control.send(json.dumps(report).encode())
 
-    def _run(self, mode: str, descriptors: list[int]) -> dict[str, Any]:
+    def _run(self, order: str, descriptors: list[int]) -> dict[str, Any]:
         started = time.monotonic()
-        if mode != "official":
+        candidate, tests = ("many", "many") if order == "plus" else ("candidate", "tests")
+        if order != "official":
             code, program, out, err, verdict = descriptors
             ends = [_high(end.detach()) for end in socket.socketpair()]
             descriptors += ends
             children = [
-                self._fork("candidate", _serve_candidate, code, (self.null, out, err, ends[0])),
-                self._fork(mode, _run_tester, program, (self.null, out, err, ends[1], verdict)),
+                self._fork("candidate", candidate, _serve_candidate, code, (self.null, out, err, ends[0])),
+                self._fork("tester", tests, _run_tester, program, (self.null, out, err, ends[1], verdict)),
             ]
         else:
             program, out, err, verdict = descriptors
-            children = [self._fork("candidate", _run_official, program, (self.null, out, err, verdict))]
+            children = [self._fork("candidate", candidate, _run_official, program, (self.null, out, err, verdict))]
         for descriptor in descriptors:
             os.close(descriptor)
         self._watch(children, started)
         self._sweep()
-        return {"ends": {child.role if child.role == "candidate" else "tester": child.as_dict() for child in children}, "wall": time.monotonic() - started}
+        return {"ends": {child.name: child.as_dict() for child in children}, "wall": time.monotonic() - started}
 
-    def _fork(self, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]) -> _Child:
+    def _fork(
+        self, name: str, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]
+    ) -> _Child:
         pid = os.fork()
         if pid == 0:
             try:
@@ -185,11 +194,9 @@ class ForkServer:
                 os._exit(71)
             finally:
                 os._exit(70)
-        return _Child(role, pid, _pidfd(pid), self.role_limits[role].cpu_seconds)
+        return _Child(name, pid, _pidfd(pid), self.role_limits[role].cpu_seconds)
 
-    def _become(
-        self, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]
-    ) -> None:
+    def _become(self, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]) -> None:
         """In the child: own session, the program read, own descriptors, the door locked; then the work."""
         os.setsid()
         frame = marshal.loads(os.pread(payload, os.fstat(payload).st_size, 0))  # written by the supervisor
@@ -218,31 +225,33 @@ class ForkServer:
                         os._exit(0)  # the supervisor is gone; children die with this process
                     _kill(living, "end")
             for child in list(living):
-                pidfd = child.pidfd
                 if child.reap():
                     living.remove(child)
-                    if pidfd >= 0:
-                        poll.unregister(pidfd)
-                        os.close(pidfd)
-                    if child.role != "candidate":
+                    if child.pidfd >= 0:
+                        poll.unregister(child.pidfd)
+                        os.close(child.pidfd)
+                    if child.name == "tester":
                         _kill(living, "end")
-                elif child.clock() > child.cpu_limit:
-                    child.kill("cpu")
-            now = time.monotonic()
-            if now - looked > _TICK / 2:
-                looked = now
-                # Time on the clock counts less while there is work done: a machine with too much to do is slow too.
-                busy = sum(child.clock() for child in living)
-                if now - started > (self.limits.cpu_seconds + busy) * self.limits.wall_factor:
-                    _kill(living, "wall")
-                if self.slot.overfull():
-                    _kill(living, "files")
+            if living and time.monotonic() - looked > _TICK / 2:
+                looked = time.monotonic()
+                self._look(living, looked - started)
 
-    def _patience(self, living: list[_Child]) -> float:
-        """Seconds until a limit could be reached, by a program with one busy thread; at most a tick."""
-        if any(child.pidfd < 0 for child in living):
-            return _BLIND_TICK
-        return max(0.002, min(_TICK, *(child.cpu_limit - child.clock() for child in living)))
+    def _look(self, living: list[_Child], elapsed: float) -> None:
+        """Kill what is over a limit that the kernel does not hold, or holds less exactly."""
+        for child in living:
+            if child.clock() > child.cpu_limit:
+                child.kill("cpu")
+        # Time on the clock counts less while there is work done: a machine with too much to do is slow too.
+        busy = sum(child.clock() for child in living)
+        if elapsed > (self.limits.cpu_seconds + busy) * self.limits.wall_factor:
+            _kill(living, "wall")
+        if self.slot.overfull():
+            _kill(living, "files")
+
+    @staticmethod
+    def _patience(living: list[_Child]) -> float:
+        """Seconds until the next look; an end shows itself at once where there are pidfds."""
+        return _BLIND_TICK if any(child.pidfd < 0 for child in living) else _TICK
 
     def _sweep(self) -> None:
         """Nothing of the program outlives it, not even where no filter kept it from forking (tier external)."""
@@ -257,7 +266,7 @@ class ForkServer:
                 return
             # Orphans are handed to this process (it is a subreaper); they are found where there is a /proc.
             try:
-                with open(f"/proc/self/task/{self.pid}/children") as file:  # noqa: PTH123
+                with open(f"/proc/self/task/{self.pid}/children") as file:
                     orphans = [int(pid) for pid in file.read().split()]
             except OSError:
                 return

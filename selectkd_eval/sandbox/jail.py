@@ -28,12 +28,12 @@ _REPORT = 1 << 16  # bytes, more than any message of the fork-server
 _PATIENCE = 2.0  # s for the fork-server to leave by itself
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """This tier is not real on this machine; the text says what failed."""
 
 
 class Jail:
-    """One worker's walls, fork-server and work root. `open` may raise Refused; `close` is right at any moment."""
+    """One worker's walls, fork-server and work root. `open` may raise RefusedError; `close` is right at any moment."""
 
     control: socket.socket
     facts: dict[str, Any]
@@ -78,7 +78,7 @@ class Jail:
             raise RuntimeError("the fork-server ended while it started; its own error stands above")
         hello = json.loads(data)
         if "refused" in hello:
-            raise Refused(hello["refused"])
+            raise RefusedError(hello["refused"])
         self.facts = {
             "tier": self.tier,
             "kernel": os.uname().release,
@@ -95,11 +95,11 @@ class Jail:
         """Enter the namespaces where the tier has them; returns the directory to work in."""
         if self.tier == "namespaces":
             if reason := namespaces.available():
-                raise Refused(reason)
+                raise RefusedError(reason)
             try:
                 namespaces.enter(self.read, self.config["work"])
             except OSError as error:
-                raise Refused(f"entering the namespaces failed: {error}") from None
+                raise RefusedError(f"entering the namespaces failed: {error}") from None
         if self.tier in ("namespaces", "bubblewrap"):
             return str(self.config["work"])
         self.scratch = make_directory(self.config["scratch"], "worker-")

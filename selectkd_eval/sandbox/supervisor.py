@@ -19,7 +19,7 @@ from typing import Any
 from selectkd_eval.sandbox import probes, wire
 from selectkd_eval.sandbox.ends import Capture, joined, judge, verdict
 from selectkd_eval.sandbox.forkserver import END
-from selectkd_eval.sandbox.jail import Jail, Refused
+from selectkd_eval.sandbox.jail import Jail, RefusedError
 from selectkd_eval.sandbox.program import Limits
 
 _VERDICT_BYTES = 1 << 16
@@ -169,7 +169,7 @@ def main(requests: int, replies: int) -> None:
         found = probes.run(supervisor.run, config["canaries"])
         supervisor.reply({"facts": {**jail.facts, "probes": found}})
         supervisor.serve()
-    except Refused as error:
+    except RefusedError as error:
         supervisor.reply({"refused": str(error)})
     finally:
         jail.close()

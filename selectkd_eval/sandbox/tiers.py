@@ -152,7 +152,7 @@ def _greeted(worker: Worker, tier: str, deadline: float) -> dict[str, Any]:
 def _canaries() -> Iterator[dict[str, Any]]:
     """Things outside the jail that a program must not reach; they exist while workers start."""
     token = secrets.token_hex(8)
-    home = Path(os.path.expanduser("~")) / f".selectkd-probe-{token}"  # noqa: PTH111  (no error without a home)
+    home = Path(os.path.expanduser("~")) / f".selectkd-probe-{token}"  # unlike Path.home, no error without a home
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="selectkd-canary-"))
         file.write(token)

@@ -21,7 +21,8 @@ from selectkd_eval.sandbox import wire
 # Handlers that `random` and `threading` register run in every child and cost more than the fork itself. The fork-server
 # has one thread and a fixed random stream, so there is nothing for them to repair.
 _BOOT = (
-    "import os, sys; os.register_at_fork = lambda **handlers: None; root, requests, replies = sys.argv[1:]; sys.path.append(root); "
+    "import os, sys; os.register_at_fork = lambda **handlers: None; "
+    "root, requests, replies = sys.argv[1:]; sys.path.append(root); "
     "from selectkd_eval.sandbox.supervisor import main; sys.path.remove(root); del sys.argv[:]; "
     "main(int(requests), int(replies))"
 )
