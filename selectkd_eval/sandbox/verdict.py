@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 TEXT = 200
 """Characters kept of a message or of a test's line."""
 
-_FORBIDDEN = {errno.EPERM, errno.EACCES, errno.ENOSYS}
+_FORBIDDEN = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EROFS}
 
 
 @dataclass(frozen=True)
