@@ -25,8 +25,8 @@ def words(box: Sandbox, *codes: str) -> list[str]:
     return [found[i].word for i in range(len(codes))]
 
 
-# A client whose system calls are denied beforehand, as a container would: 1 denies unshare and new namespaces by clone,
-# 2 the Landlock calls as well.
+# A client whose system calls are denied beforehand, as a container would: without unshare and mount there
+# are no namespaces for us or for bwrap.
 DENIED = """
 import ctypes, struct, sys
 from selectkd_eval.errors import SetupError
@@ -60,7 +60,7 @@ def denied(tier: str, calls: str, **environment: str) -> str:
 
 
 def test_without_namespaces_landlock_is_the_wall() -> None:
-    assert denied("auto", "unshare") == "landlock pass ['namespaces', 'bubblewrap']"
+    assert denied("auto", "unshare,mount") == "landlock pass ['namespaces', 'bubblewrap']"
 
 
 def test_a_named_tier_that_is_not_real_is_refused_and_not_replaced() -> None:
@@ -71,7 +71,7 @@ def test_a_named_tier_that_is_not_real_is_refused_and_not_replaced() -> None:
 
 
 def test_without_any_wall_nothing_is_run() -> None:
-    said = denied("auto", "unshare,landlock_create_ruleset")
+    said = denied("auto", "unshare,mount,landlock_create_ruleset")
     for tier in ("namespaces: ", "bubblewrap: ", "landlock: "):
         assert tier in said
     assert "model-written code is not run without it" in said
@@ -80,7 +80,7 @@ def test_without_any_wall_nothing_is_run() -> None:
 
 
 def test_external_takes_the_users_word() -> None:
-    assert denied("external", "unshare,landlock_create_ruleset") == "external pass []"
+    assert denied("external", "unshare,mount,landlock_create_ruleset") == "external pass []"
 
 
 @pytest.mark.skipif(bubblewrap.find() is None, reason="bwrap is not installed here")
