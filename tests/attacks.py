@@ -10,6 +10,7 @@ data set's own parts, `--- attempt` the body of `attempt()`. The lines before a 
 
 from __future__ import annotations
 
+import json
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ WORDS = {
     "not run": frozenset(),  # for time's sake
 }
 PROGRAMS = Path(__file__).with_name("attack_programs")
-FILES = "files directory processes network kernel limits output early verdicts pipe values".split()  # noqa: SIM905
+FILES = "files directory processes network kernel limits output early verdicts plus pipe values".split()  # noqa: SIM905
 FIVE = "assert add(2, 3) == 5"
 MINUS = "def add(a, b):\n    return a - b\n"
 PLUS = "def add(a, b):\n    return a + b\n"
@@ -52,6 +53,7 @@ class Attack:
     setup: str = ""
     given: str = ""
     entry_point: str = ""
+    plus: str = ""  # JSON
 
     def expected(self, mode: str) -> frozenset[str]:
         """The words that may stand for its end in this mode; none where it is not run."""
@@ -70,6 +72,7 @@ class Attack:
             imports=self.imports,
             given=self.given,
             entry_point=self.entry_point,
+            plus=json.loads(self.plus) if self.plus else None,
         )
 
 
@@ -95,7 +98,7 @@ def one(block: str, common: dict[str, str]) -> Attack:
     top, *sections = ("=== " + block).split("\n---")
     parts = {kind.strip() or "program": body + "\n" for kind, _, body in (part.partition("\n") for part in sections)}
     facts = common | keys(top.splitlines())
-    code, test = parts.pop("program", ""), FIVE
+    code, test = parts.pop("program", ""), "" if "plus" in parts else FIVE
     if "attempt" in parts:
         code = ATTEMPT.format(before=code, body=textwrap.indent(parts.pop("attempt"), " " * 8))
         test = "assert attempt() == 'escaped'"
