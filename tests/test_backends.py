@@ -290,9 +290,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, 
     tiny_llama(tokenizer, layers=2, width=256).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     options = PasskOptions(model=str(directory), device="cpu", batch_size=4)
-    yield open_backend(replace(options, backend="vllm")), open_backend(options)
+    backend = open_backend(replace(options, backend="vllm"))
+    yield backend, open_backend(options)
+    backend.llm.llm_engine.engine_core.shutdown()
 
 
+@pytest.mark.timeout(900)  # the engine takes up to two minutes to start
 def test_vllm_writes_what_transformers_writes_and_keeps_to_its_seeds(engine: tuple[Backend, Backend]) -> None:
     vllm, hugging_face = engine
     prompts = [*PROMPTS, "ball " * 700]

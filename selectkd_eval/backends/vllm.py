@@ -40,9 +40,7 @@ class VLLM:
             check_system(options.system, self.tokenizer, options.model)
         where, self._merged = _directory(options.model)
         platform = environment.require("vllm.platforms", "passk --backend vllm", "vllm").current_platform
-        self.llm = _engine(
-            self._vllm, options.model, str(where), "float32" if platform.is_cpu() else "auto", options.batch_size
-        )
+        self.llm = _engine(self._vllm, options.model, str(where), platform.is_cpu(), options.batch_size)
         configured = self.llm.llm_engine.model_config
         self.positions = int(configured.max_model_len)
         bare = _without_weights(str(where))
@@ -141,21 +139,23 @@ def _directory(model: str) -> tuple[Path | str, tempfile.TemporaryDirectory[str]
     return Path(holder.name), holder
 
 
-def _engine(vllm: Any, model: str, where: str, dtype: str, batch_size: int) -> Any:
+def _engine(vllm: Any, model: str, where: str, on_cpu: bool, batch_size: int) -> Any:
     """The engine, with as many positions as its memory has room for; a SetupError with vLLM's own reason."""
     try:
         return vllm.LLM(
             model=where,
-            dtype=dtype,
+            dtype="float32" if on_cpu else "auto",
+            enforce_eager=on_cpu,  # compiling C++ for a minute or two buys a small model nothing
+            # A share of the whole memory, free at the start: a computer, unlike a GPU, is shared.
+            gpu_memory_utilization=0.4 if on_cpu else 0.9,
             max_model_len=-1,
             max_num_seqs=batch_size,
             generation_config="vllm",  # no sampling defaults but those of the command
         )
     except (RuntimeError, ValueError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         raise SetupError(
-            f"vLLM could not start with {model} ({lines[0][:300] if lines else type(error).__name__}): its own "
-            f"messages above say more; --backend hf needs no vLLM"
+            f"vLLM could not start with {model} ({said}): its own messages above say more; --backend hf needs no vLLM"
         ) from None
 
 
