@@ -86,20 +86,19 @@ def test_problems_that_one_run_lacks_are_left_out_and_said() -> None:
 
 def test_other_data_are_not_paired() -> None:
     text = said(facts("gsm8k"), run("rr"), facts("gsm8k", sha256="f" * 64), run("rr"))
-    assert "gsm8k: not paired, for the two records were asked other problems or examples" in text
+    assert "gsm8k: not paired, for the two records were asked other problems (data" in text
     assert "ffffffffffff" in text
     assert "delta" not in text
     assert "math: not in the other record" in said(facts("math"), run("r", "math"), facts("gsm8k"), run("r"))
 
 
 def test_the_same_problems_with_other_examples_are_paired_with_a_caution() -> None:
-    before = facts("gsm8k", shots=5, sha256="e" * 64)
+    before = facts("gsm8k", shots=5, sha256="e" * 64, problems_sha256="d" * 64)
     before["generation"]["decoding"]["gsm8k"] = {"max_new_tokens": 256, "temperature": 0.0}
-    text = said(facts("gsm8k"), run("rw"), before, run("rr"))
+    text = said(facts("gsm8k", problems_sha256="d" * 64), run("rw"), before, run("rr"))
     assert "gsm8k: not only the model differs: layout" not in text
     assert "gsm8k: not only the model differs: shots 0 / 5; max new tokens 512 / 256" in text
-    other_gold = [row | {"gold": "8"} for row in run("rr")]
-    assert "not paired" in said(facts("gsm8k"), run("rw"), before, other_gold)
+    assert "not paired" in said(facts("gsm8k", problems_sha256="c" * 64), run("rw"), before, run("rr"))
 
 
 def test_cautions_name_grader_mode_engine_and_prompts() -> None:

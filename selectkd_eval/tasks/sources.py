@@ -44,9 +44,12 @@ def load_task(
     count = chosen.shots if shots is None else shots
     rows, found = _problems(name, row, version, data)
     examples = _examples(name, row, chosen, count, data)
-    digest = hashlib.sha256()
-    for line in _decides(rows, examples, chosen, count):
-        digest.update(line)
+    problems, shown = hashlib.sha256(), hashlib.sha256()
+    for line in (row.decides for row in rows):
+        problems.update(line)
+        shown.update(line)
+    for line in _shown(len(rows), examples, chosen, count):
+        shown.update(line)
     return Task(
         name=name,
         kind=row.kind,
@@ -55,7 +58,8 @@ def load_task(
         layout=chosen,
         shots=count,
         grader=row.grader,
-        sha256=digest.hexdigest(),
+        sha256=shown.hexdigest(),
+        problems_sha256=problems.hexdigest(),
         version=found or row.version,
         max_new_tokens=row.max_new_tokens,
     )
@@ -80,16 +84,14 @@ def _numbered(row: TaskRow, layout: Layout, rows: Sequence[Row], gold: Callable[
     return problems
 
 
-def _decides(rows: Sequence[Row], examples: Sequence[Row], layout: Layout, shots: int) -> Iterable[bytes]:
-    """The digest's lines: the problems, then the examples as they are shown."""
-    yield from (row.decides for row in rows)
-    if not shots:
+def _shown(problems: int, examples: Sequence[Row], layout: Layout, shots: int) -> Iterable[bytes]:
+    """The digest's lines for the solved examples, as they are shown."""
+    lines = [example.decides for example in examples] if shots else []
+    if not shots or layout.sampler == "first_n":
+        yield from lines
         return
-    if layout.sampler == "first_n":
-        yield from (example.decides for example in examples)
-        return
-    draws, lines = random.Random(DRAW_SEED), [example.decides for example in examples]
-    for _ in rows:
+    draws = random.Random(DRAW_SEED)
+    for _ in range(problems):
         yield from draws.sample(lines, shots)
 
 

@@ -69,6 +69,7 @@ class Task:
     sha256: str
     version: str
     max_new_tokens: int
+    problems_sha256: str = ""
 
     def facts(self) -> dict[str, Any]:
         """For a record's header."""
@@ -76,6 +77,7 @@ class Task:
             "n": len(self.problems),
             "kind": self.kind,
             "sha256": self.sha256,
+            "problems_sha256": self.problems_sha256,
             "version": self.version,
             "layout": self.layout.name,
             "shots": self.shots,
