@@ -187,6 +187,10 @@ def test_wrong_words_are_named(box: Sandbox) -> None:
         list(box.run([], "fast"))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no sandbox tier 'dock'"), Sandbox(tier="dock"):
         pass
+    with pytest.raises(InputError, match="'t/7' has neither tests nor inputs"):
+        list(box.run([Program(id="t/7", code="pass")], "isolated"))
+    with pytest.raises(InputError, match="only `isolated` mode"):
+        list(box.run([Program(id="t/8", code="pass", plus={"task": "HumanEval/1"})], "official"))
     with pytest.raises(InputError, match="above 0"):
         Sandbox(Limits(cpu_seconds=0))
     with pytest.raises(InputError, match="-1 workers"):

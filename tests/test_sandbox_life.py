@@ -68,7 +68,7 @@ def test_a_worker_that_dies_twice_is_a_defect_and_no_verdict() -> None:
         thread.start()
         try:
             with pytest.raises(SetupError, match=r"died twice under the program 'sleeper'.*not a verdict"):
-                list(box.run([Program(id="sleeper", code="import time\ntime.sleep(1)", test="")], "isolated"))
+                list(box.run([Program(id="sleeper", code="import time\ntime.sleep(1)", test="1")], "isolated"))
         finally:
             stop.set()
             thread.join()
@@ -81,7 +81,7 @@ from selectkd_eval.sandbox.client import Sandbox
 from selectkd_eval.sandbox.program import Limits, Program
 with Sandbox(Limits(), workers=2, tier=sys.argv[1], packages=()) as box:
     print(box.facts["tier"], box._launcher.scratch, flush=True)
-    sleeper = Program(id="s", code="print('x', flush=True)\\nimport time\\ntime.sleep(50)", test="")
+    sleeper = Program(id="s", code="print('x', flush=True)\\nimport time\\ntime.sleep(50)", test="1")
     for place, outcome in box.run([sleeper] * 2, "isolated"):
         print(outcome, flush=True)
 """

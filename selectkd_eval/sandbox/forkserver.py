@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from selectkd_eval.sandbox import confine, official, remote, tester
 from selectkd_eval.sandbox.program import Limits
@@ -113,6 +113,16 @@ class _Child:
         }
 
 
+class _Job(NamedTuple):
+    """A process to be: its name in the report, whose limits it has, what it does, with which descriptors from 0 on."""
+
+    name: str
+    role: str
+    work: Callable[[dict[str, Any]], Any]
+    payload: int
+    places: tuple[int, ...]
+
+
 class ForkServer:
     """Serves one supervisor over a socket: an order with descriptors in, a report on how each process ended out.
 
@@ -166,48 +176,53 @@ class ForkServer:
     def _run(self, order: str, descriptors: list[int]) -> dict[str, Any]:
         started = time.monotonic()
         candidate, tests = ("many", "many") if order == "plus" else ("candidate", "tests")
-        if order != "official":
+        if order == "official":
+            program, out, err, verdict = descriptors
+            jobs = [_Job("candidate", candidate, _run_official, program, (self.null, out, err, verdict))]
+        else:
             code, program, out, err, verdict = descriptors
             ends = [_high(end.detach()) for end in socket.socketpair()]
             descriptors += ends
-            children = [
-                self._fork("candidate", candidate, _serve_candidate, code, (self.null, out, err, ends[0])),
-                self._fork("tester", tests, _run_tester, program, (self.null, out, err, ends[1], verdict)),
+            jobs = [
+                _Job("candidate", candidate, _serve_candidate, code, (self.null, out, err, ends[0])),
+                _Job("tester", tests, _run_tester, program, (self.null, out, err, ends[1], verdict)),
             ]
-        else:
-            program, out, err, verdict = descriptors
-            children = [self._fork("candidate", candidate, _run_official, program, (self.null, out, err, verdict))]
+        # One fork right after the other: whatever this process touches between them, it has to copy twice.
+        pids = [self._fork(job) for job in jobs]
+        children = [
+            _Child(job.name, pid, _pidfd(pid), self.role_limits[job.role].cpu_seconds)
+            for job, pid in zip(jobs, pids, strict=True)
+        ]
         for descriptor in descriptors:
             os.close(descriptor)
         self._watch(children, started)
         self._sweep()
         return {"ends": {child.name: child.as_dict() for child in children}, "wall": time.monotonic() - started}
 
-    def _fork(
-        self, name: str, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]
-    ) -> _Child:
+    def _fork(self, job: _Job) -> int:
         pid = os.fork()
         if pid == 0:
             try:
-                self._become(role, work, payload, places)
+                self._become(job)
             except BaseException:  # nothing of a child may ever run on into the fork-server's loop
                 os._exit(71)
             finally:
                 os._exit(70)
-        return _Child(name, pid, _pidfd(pid), self.role_limits[role].cpu_seconds)
+        return pid
 
-    def _become(self, role: str, work: Callable[[dict[str, Any]], Any], payload: int, places: tuple[int, ...]) -> None:
+    def _become(self, job: _Job) -> None:
         """In the child: own session, the program read, own descriptors, the door locked; then the work."""
         os.setsid()
-        frame = marshal.loads(os.pread(payload, os.fstat(payload).st_size, 0))  # written by the supervisor
-        for place, descriptor in enumerate(places):
+        # Written by the supervisor, so marshal, which touches less than any other reader.
+        frame = marshal.loads(os.pread(job.payload, os.fstat(job.payload).st_size, 0))
+        for place, descriptor in enumerate(job.places):
             os.dup2(descriptor, place)
-        jail = self.jails[role]
-        _close_but(len(places), jail.fds)
+        jail = self.jails[job.role]
+        _close_but(len(job.places), jail.fds)
         jail.lock()
         if os.getppid() != self.pid:  # the fork-server died before its death could be a signal to us
             os._exit(72)
-        work(frame)
+        job.work(frame)
 
     def _watch(self, children: list[_Child], started: float) -> None:
         """Until every child is reaped: kill what is over a limit, or everything once the supervisor says so."""
