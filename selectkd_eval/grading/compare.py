@@ -41,7 +41,7 @@ def math_verify() -> Compare:
 
 def minerva() -> Compare:
     """lm-eval's minerva_math exact_match on what its closing sentence holds and on the reference's box."""
-    rules = _minerva_math()
+    rules = minerva_math()
 
     def compare(answer: str, gold: str) -> tuple[str, str | None]:
         normal = rules.normalize_final_answer(answer)
@@ -53,7 +53,7 @@ def minerva() -> Compare:
 
 def minerva_math_verify() -> Compare:
     """lm-eval's minerva_math math_verify on a whole completion and a whole solution, math-verify's timeouts on."""
-    rules = _minerva_math()
+    rules = minerva_math()
 
     def compare(answer: str, gold: str) -> tuple[str, str | None]:
         parsed = rules.parse(answer)
@@ -66,7 +66,7 @@ def minerva_math_verify() -> Compare:
     return compare
 
 
-def _minerva_math() -> ModuleType:
+def minerva_math() -> ModuleType:
     """The module behind lm-eval's task, read from its file: importing lm_eval.tasks would cost seconds."""
     package = importlib.util.find_spec("lm_eval")
     assert package is not None

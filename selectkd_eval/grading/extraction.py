@@ -104,6 +104,8 @@ def _completed(code: str, found: list[Piece], others: list[Piece], prompt: str, 
     if not found:
         return code
     kept = _without_demonstration(code, found)
+    if not kept.strip():
+        return code  # nothing but a demonstration: no function is there, and the verdict shall say so
     missing = _missing(found)
     if not missing:
         return kept

@@ -48,7 +48,8 @@ def cleaned(text: str) -> str:
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of a cleaned answer in order; without any, what tags like [PYTHON] enclose."""
     found = _fenced(text) or _tagged(text) or _inline(text)
-    return [block._replace(code=without_prompts(block.code)) for block in found[:_MOST] if block.code.strip()]
+    typed = [block._replace(code=without_prompts(block.code)) for block in found[:_MOST]]
+    return [block for block in typed if block.code.strip()]
 
 
 def _fenced(text: str) -> list[Block]:

@@ -84,7 +84,7 @@ GRADER_ROWS: dict[str, GraderRow] = {
     "gsm8k-strict": GraderRow(
         ("number",),
         "lm-eval gsm8k's strict-match: '#### 18' to the letter",
-        f"{_GSM8K} STRICT, for none of them has ####",
+        f"{_GSM8K} 2001 (all right ones called wrong: none has ####)",
         "",
         _published("gsm8k-strict"),
     ),

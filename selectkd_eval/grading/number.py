@@ -28,6 +28,9 @@ _NUMBER = re.compile(
     r"(?:\s?/\s?(?P<below>\d+))?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_MIXED = re.compile(
+    r"(?<![\d.,/])(\d{1,9})(?:\s*\\[dt]?frac\s*\{(\d{1,9})\}\s*\{(\d{1,9})\}|\s+(\d{1,9})/(\d{1,9})(?![\d/.,]\d))"
+)
 _MARKER = re.compile(r"(?:\banswer\s*(?:is|:|=)+|^[ \t]*A:)", re.IGNORECASE | re.MULTILINE)
 _REMARK = re.compile(r"\([^()]*\)")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -136,7 +139,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _numbers(text: str) -> list[str]:
-    text = _FRACTION.sub(r"\1/\2", text)
+    text = _FRACTION.sub(r"\1/\2", _MIXED.sub(_unmixed, text))
     found = []
     for match in _NUMBER.finditer(text):
         whole, below = match["whole"] or "0", match["below"]
@@ -150,6 +153,12 @@ def _numbers(text: str) -> list[str]:
             value /= int(below)
         found.append(_spell(-value if match["sign"] or match["inner_sign"] else value))
     return found
+
+
+def _unmixed(match: re.Match[str]) -> str:
+    """`2 1/2` and `2\\frac{1}{2}` as 5/2."""
+    whole, above, below = int(match[1]), int(match[2] or match[4]), int(match[3] or match[5])
+    return f"{whole * below + above}/{below}"
 
 
 def _first(text: str) -> str | None:

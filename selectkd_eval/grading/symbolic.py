@@ -2,8 +2,11 @@
 
 The answer is the last `\\boxed{}`; in a text without one, what math-verify finds there: after "final answer is", or the
 last expression. The gold one is the reference solution's last box. What is plainly equal or unequal (the same LaTeX but
-for spacing, two integers) is decided here; a test holds that math-verify agrees. It differs from math-verify in a few
-named points, each a test: numbers with different base subscripts differ, and `2 1/2` is a mixed number.
+for spacing, two integers) is decided here; a test holds that math-verify agrees.
+
+It differs from math-verify in a few points, each a test: numbers with different base subscripts differ, and so do small
+decimals that agree only in their first six places; `2 1/2` is a mixed number; units may follow in prose; a percent sign
+may be left out, whatever the installed version of the parser makes of it.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ _SPACE = re.compile(r"(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])")
 _MIXED = re.compile(r"(-?\d+)\s+(\d+)\s*/\s*(\d+)")
 _SHORT = re.compile(r"\\[dt]?frac\s*(\d|\\pi)\s*(\d|\\pi)")
 _NAMED = re.compile(r"[a-zA-Z]\s*=\s*((?:\\\$)?\d{1,3}(?:,\d{3})+)")
-# "118 dollars", "440 cm^2", "9 a.m.": a word of prose after a number would be read as a product of symbols.
+# "118 dollars", "440 cm^2": a word of prose after a number would be read as a product of symbols.
 _UNIT = re.compile(
-    r"(?<=[\d})])\s+((?:[A-Za-z]{3,}|[cmk]m|ft|in|kg|mg|ml|mi|hr|a\.?m|p\.?m)\b[A-Za-z. ]*)(?:\^\{?\d\}?)?\Z",
+    r"(?<=[\d})])\s+((?:[A-Za-z]{3,}|[cmk]m|ft|in|kg|mg|ml|mi|hr)\b[A-Za-z. ]*)(?:\^\{?\d\}?)?\Z",
     re.IGNORECASE,
 )
 _NOT_UNITS = frozenset({"and", "or", "mod", "sin", "cos", "tan", "log", "sqrt", "cot", "sec", "csc", "arctan"})
@@ -82,8 +85,8 @@ def plainly(answer: str, gold: str) -> bool | None:
 
 def _same_words(answer: str, gold: str) -> bool:
     """Whether both are the same words, in \\text{} or not. A single letter is a symbol: x and X are two."""
-    if "\\" in answer + gold:
-        plain = [re.sub(r"\s", "", _TEXT.sub(r"\1", each)).casefold() for each in (answer, gold)]
+    if ("\\" in answer) != ("\\" in gold):
+        plain = [re.sub(r"\s", "", _TEXT.sub(r"\1", each)).casefold().rstrip(".") for each in (answer, gold)]
         if plain[0] == plain[1]:
             return True
     words = _words(answer)
@@ -174,7 +177,7 @@ class MathVerify:
                 self.known[key] = Reply("no-answer", None)
             return None, key
         # A list was asked for and each element stands in a box of its own.
-        raw = ", ".join(found) if len(found) > 1 and len(found) == reference.count(",") + 1 else found[-1]
+        raw = ", ".join(found) if len(found) > 1 and len(found) == _elements(reference) else found[-1]
         answer = tidy(raw)
         key = (_alternatives(answer, reference), _alternatives(reference, answer))
         if key not in self.known:
@@ -182,6 +185,15 @@ class MathVerify:
             if plain is not None:
                 self.known[key] = Reply("right" if plain else "wrong", None)
         return raw, key
+
+
+def _elements(gold: str) -> int:
+    """How many elements a list has: its commas outside brackets, and one."""
+    depth = count = 0
+    for character in gold:
+        depth += (character in "([{") - (character in ")]}")
+        count += character == "," and depth == 0
+    return count + 1
 
 
 def _grade(reply: Reply, answer: str | None) -> Grade:
