@@ -46,6 +46,8 @@ def end(status: int = 0, cpu: float = 0.1, killed: str = "", peak: int = 0) -> d
         (b"", [end(9, peak=10), end()], "crash", "SIGKILL"),
         (b"", [end(31), end()], "forbidden", "architecture"),
         (b"", [end(9, killed="wall"), end(9, killed="wall")], "timeout", "3 s of waiting"),
+        (b"", [end(9, killed="end"), end()], "crash", "SIGKILL"),
+        (b"", [end(9, killed="end"), end(256)], "crash", "without a verdict (exit status 1)"),
         (b"", [end(9, killed="files"), end(9, killed="files")], "memory", "files"),
         (b"", [end(9, killed="end"), end(9, killed="cpu")], "timeout", "tests"),
         (b'{"nonce": "n", "note": "base passed"}\n', [end(11), end()], "crash", "base passed; SIGSEGV"),

@@ -101,7 +101,9 @@ def _judge(said: dict[str, Any] | None, ends: dict[str, dict[str, Any]], limits:
     for end in (candidate, tester):
         if end and end["killed"] in by_guard:
             return by_guard[end["killed"]]
-    if candidate["killed"] != "end":
+    # The tests' process leaves in order without a verdict only when the candidate has gone: it was on its way out
+    # when it was killed.
+    if candidate["killed"] != "end" or (tester and tester["status"] == 0):
         return _ended(candidate, limits, "ended before its tests did")
     if tester and tester["killed"] == "cpu":
         return "timeout", f"the tests took {_over(tester)}"

@@ -99,6 +99,8 @@ class _Child:
         if pid == 0:
             return False
         self.status = status
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            self.killed = ""  # it had ended, or was about to, when it was killed
         self.cpu = usage.ru_utime + usage.ru_stime
         self.peak_bytes = usage.ru_maxrss * 1024
         return True
