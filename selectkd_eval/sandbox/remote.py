@@ -75,7 +75,13 @@ class Candidate:
         }
 
     def run(self, code: str) -> NoReturn:
-        """Executes the code, reports how that went, and serves. Raises Closed at the end."""
+        """Executes the code and serves. Raises Closed at the end."""
+        self.start(code)
+        while True:
+            self.answer(self.channel.receive())
+
+    def start(self, code: str) -> None:
+        """Executes the code and reports how that went, with the builtin names that it defines."""
         try:
             exec(compile(code, f"<{MODULE}>", "exec", dont_inherit=True), self.module.__dict__)
         except Closed:
@@ -85,8 +91,6 @@ class Candidate:
         else:
             shadowing = [name for name in list(self.module.__dict__) if name in builtins.__dict__]
             self.reply(["ok", shadowing])
-        while True:
-            self.answer(self.channel.receive())
 
     def answer(self, raw: bytes) -> None:
         """Does what one request asks for and replies with the value or the exception."""
