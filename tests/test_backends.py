@@ -252,6 +252,8 @@ def test_an_adapter_and_its_base_are_both_in_the_identity(options: PasskOptions,
     import peft
     from transformers import AutoModelForCausalLM
 
+    from selectkd_eval.backends.vllm import _directory  # vLLM takes no adapter: it is given the merged model
+
     model = AutoModelForCausalLM.from_pretrained(copied)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
@@ -260,7 +262,12 @@ def test_an_adapter_and_its_base_are_both_in_the_identity(options: PasskOptions,
     base = open_backend(replace(options, model=str(copied)))
     backend = open_backend(replace(options, model=str(tmp_path / "adapter")))
     assert backend.identity["weights"] == base.identity["weights"] != backend.identity["adapter"]
-    assert write(backend, ask(PROMPTS)) != write(base, ask(PROMPTS))
+    texts = write(backend, ask(PROMPTS))
+    assert texts != write(base, ask(PROMPTS))
+    merged, holder = _directory(str(tmp_path / "adapter"))
+    assert write(open_backend(replace(options, model=str(merged))), ask(PROMPTS)) == texts
+    holder.cleanup()
+    assert not Path(merged).exists()
     model = AutoModelForCausalLM.from_pretrained(copied)
     torch.nn.init.normal_(model.model.norm.weight)
     model.save_pretrained(copied)
