@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from selectkd_eval.errors import InputError
 from selectkd_eval.grading.extraction import extract_code
 from selectkd_eval.grading.grade import Grading
 from selectkd_eval.grading.graders import open_grader
@@ -91,6 +92,15 @@ class Marker:
             self._graders[name] = self._stack.enter_context(open_grader(name, self.workers))
         return self._graders[name]
 
+    def check(self, tasks: Sequence[Task]) -> None:
+        """InputError for a task that cannot be judged in the mode asked for."""
+        for task in tasks:
+            if self.verdict == "official" and any("plus" in problem.program for problem in task.problems):
+                raise InputError(
+                    f"--verdict official puts tests and program into one interpreter, but {task.name} has no tests, "
+                    f"only inputs whose outputs are compared: leave --verdict out for it"
+                )
+
     def facts(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """For a record's header: which rules graded, and what confined the programs."""
         names = sorted({task.grader for task in tasks if task.kind == "answer"})
@@ -150,7 +160,7 @@ class Marker:
         chosen = [
             (place, _program(item, code))
             for place, item, code in asked
-            if code is not None and not (mode == "isolated" and item.problem.id in FALLBACK)
+            if code is not None and _judged(item, mode)
         ]
         if not chosen:
             return {}
@@ -194,6 +204,11 @@ class Marker:
 def _program(item: Item, code: str) -> Program:
     fixed = {name: value for name, value in item.problem.program.items() if name != "prompt"}
     return Program(id=item.problem.id, code=code, **fixed)
+
+
+def _judged(item: Item, mode: Mode) -> bool:
+    """Whether this mode can judge answers to the problem."""
+    return item.problem.id not in FALLBACK if mode == "isolated" else "plus" not in item.problem.program
 
 
 def _cut_short(item: Item, judged: Outcome) -> bool:

@@ -90,6 +90,7 @@ def run(options: PasskOptions) -> int:
         environment.set_threads(options.threads)
         # Read first: a missing file is told before a large model is loaded.
         tasks = [task_of(name, options, marker, chat=False) for name in names]
+        marker.check(tasks)
         backend = open_backend(options)
         if backend.chat:
             tasks = [task_of(name, options, marker, chat=True) for name in names]

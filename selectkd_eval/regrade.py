@@ -46,6 +46,7 @@ def run(options: RegradeOptions) -> int:
         workers=options.workers,
     ) as marker:
         tasks = {name: _task(name, source, options, marker) for name in names}
+        marker.check(list(tasks.values()))
         facts = {
             **{name: value for name, value in source.facts.items() if name not in ("sandbox", "graders")},
             "tasks": {name: task.facts() for name, task in tasks.items()},
