@@ -126,7 +126,7 @@ def test_every_mbpp_solution_is_found_with_and_without_its_name(shared_data: Pat
         ("```python\nimport math; y = 1\ndef f(xs): return sum(xs); print(1)\nassert f([]) == 1\n```", 3),
         # the first real definition counts
         (
-            "```python\ndef f(xs):\n    ...\n```\n```python\ndef f(xs):\n    return 3\n```\n```python\ndef f(xs): return 4\n```",
+            "```py\ndef f(xs):\n    ...\n```\n```py\ndef f(xs):\n    return 3\n```\n```py\ndef f(xs): return 4\n```",
             3,
         ),
     ],

@@ -201,10 +201,9 @@ def test_gold_is_the_last_box() -> None:
         boxed_gold("it is 10")
 
 
-@given(
-    st.text(alphabet=st.sampled_from(["\\boxed", "\\fbox", "{", "}", "\\{", " ", "5", "$", "and", "\n"]), max_size=300)
-)
-def test_boxes_are_found_in_any_text(text: str) -> None:
+@given(st.lists(st.sampled_from(["\\boxed", "\\fbox", "{", "}", "\\{", " ", "5", "$", "and", "\n"]), max_size=60))
+def test_boxes_are_found_in_any_text(parts: list[str]) -> None:
+    text = "".join(parts)
     for box in boxes(text):
         assert box.content in text[box.start : box.end]
         assert text[box.start :].startswith(("\\boxed", "\\fbox"))
