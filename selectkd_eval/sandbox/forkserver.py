@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from selectkd_eval.sandbox import confine, official, remote, tester
+from selectkd_eval.sandbox import confine, official, remote, tester, warm
 from selectkd_eval.sandbox.program import Limits
 from selectkd_eval.sandbox.slot import Slot
 
@@ -64,6 +64,7 @@ def preload(packages: Mapping[str, str]) -> None:
         importlib.import_module(name)
     import random
 
+    warm.up()
     random.seed(0)  # every program starts from the same stream, so that the same program has the same fate
     sys.meta_path.append(OfferedPackages(packages))
 
