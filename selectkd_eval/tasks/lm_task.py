@@ -7,6 +7,8 @@ is not here; whoever runs lm-eval's own evaluator on the task hands in a score.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -81,13 +83,14 @@ def rendered(
     of their own. Without one the prompt is plain text. A server's template returns its messages as JSON.
     """
     built = lm_task(task)
-    built.build_all_requests(
-        system_instruction=system or task.layout.system or None,
-        apply_chat_template=template is not None,
-        fewshot_as_multiturn=template is not None,
-        chat_template=template,
-        tokenizer_name=tokenizer_name,
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar, which cannot be turned off, lasts a second
+        built.build_all_requests(
+            system_instruction=system or task.layout.system or None,
+            apply_chat_template=template is not None,
+            fewshot_as_multiturn=template is not None,
+            chat_template=template,
+            tokenizer_name=tokenizer_name,
+        )
     prompts = [getattr(request.args[0], "prompt", request.args[0]) for request in built.instances]
     if template is None or not task.layout.prefix:
         return prompts
