@@ -35,10 +35,6 @@ def children(pid: int) -> list[int]:
     return [pid for child in text.split() for pid in (int(child), *children(int(child)))]
 
 
-def scratches() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("selectkd-*"))
-
-
 @pytest.mark.parametrize("tier", ["auto", "landlock"])
 def test_a_worker_that_dies_is_replaced_and_its_program_run_again(tier: str) -> None:
     with Sandbox(LIMITS, workers=1, tier=tier) as box:
@@ -111,12 +107,14 @@ def test_nothing_outlives_its_client(tier: str, end: signal.Signals) -> None:
     client.stdout.close()
 
 
-def test_a_sandbox_leaves_no_file_process_or_descriptor() -> None:
-    before = scratches(), len(list(Path("/proc/self/fd").iterdir())), children(os.getpid())
+def test_a_sandbox_leaves_no_file_process_or_descriptor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = len(list(Path("/proc/self/fd").iterdir())), children(os.getpid())
     with Sandbox(LIMITS, workers=2, tier="landlock") as box:
+        assert list(tmp_path.iterdir())
         list(box.run([HONEST] * 3, "isolated"))
-    after = scratches() - before[0], len(list(Path("/proc/self/fd").iterdir())), children(os.getpid())
-    assert after == (set(), *before[1:])
+    assert before == (len(list(Path("/proc/self/fd").iterdir())), children(os.getpid()))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
