@@ -52,8 +52,8 @@ def judge(task: dict[str, Any], far: Far, note: Callable[[str], None]) -> tuple[
 
     `task` holds `task` (its id), `entry_point`, `canonical` (a module with the reference solution), `base` and `plus`
     (lists of argument lists as the file has them) and `atol`. `note` is told when the base inputs are done. An input
-    whose right answer cannot cross, being longer than a message may be, is left out, and the detail says so: one of
-    MBPP+ 0.2.0 is (Mbpp/255, 1 GB).
+    whose right answer cannot cross, being longer than a message may be, is left out, and the detail says so: five of
+    MBPP+ 0.2.0 are (Mbpp/255, up to 1 GB).
     """
     names: dict[str, Any] = {"__name__": "canonical"}
     exec(compile(task["canonical"], "<canonical>", "exec", dont_inherit=True), names)
