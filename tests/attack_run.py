@@ -57,7 +57,8 @@ class Bait:
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.tcp.bind(("127.0.0.1", 0))
         self.udp.bind(("127.0.0.1", 0))
-        self.unix.bind(str(self.home / "socket"))
+        with contextlib.chdir(self.home):  # a socket's path has room for a hundred letters
+            self.unix.bind("socket")
         self.abstract.bind("\0" + self.mark + "bait")
         for server in (self.tcp, self.unix, self.abstract):
             server.listen(8)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -121,21 +121,20 @@ def test_namespaces_asked_for_in_a_container_are_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_killed_caller_takes_everything_along(tmp_path: Path, situation: str) -> None:
-    (tmp_path / "scratch").mkdir()
     slow = ["--only", "sleep", "infinite loop", "ignore every signal", "a thread that is left over"]
-    runner = start(
-        str(tmp_path / "r"), *SITUATIONS[situation], *slow, env={**os.environ, "TMPDIR": str(tmp_path / "scratch")}
-    )
-    try:
-        wait_for(lambda: len(descendants(runner.pid)) >= 4, "the workers to start")
-        time.sleep(0.3)
-        below = descendants(runner.pid)
-    finally:
-        os.kill(runner.pid, signal.SIGKILL)
-        runner.communicate()
-    wait_for(lambda: not below & set(everyone()), "all processes to end")
-    runs = list((tmp_path / "scratch").rglob("selectkd-*"))
-    wait_for(lambda: not any(path.exists() for path in runs), "its directories to go")
+    with tempfile.TemporaryDirectory(prefix="killed-") as scratch:
+        runner = start(str(tmp_path / "r"), *SITUATIONS[situation], *slow, env={**os.environ, "TMPDIR": scratch})
+        try:
+            wait_for(lambda: len(descendants(runner.pid)) >= 4 or runner.poll() is not None, "the workers to start")
+            assert runner.poll() is None, runner.communicate()[1]
+            time.sleep(0.3)
+            below = descendants(runner.pid)
+        finally:
+            runner.kill()
+            runner.communicate()
+        wait_for(lambda: not below & set(everyone()), "all processes to end")
+        runs = list(Path(scratch).rglob("selectkd-*"))
+        wait_for(lambda: not any(path.exists() for path in runs), "its directories to go")
 
 
 def wait_for(done: Any, what: str) -> None:
