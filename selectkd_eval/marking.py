@@ -13,18 +13,35 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from selectkd_eval.errors import InputError
+from selectkd_eval.errors import InputError, choose
 from selectkd_eval.grading.extraction import extract_code
 from selectkd_eval.grading.grade import Grading
-from selectkd_eval.grading.graders import open_grader
+from selectkd_eval.grading.graders import GRADER_ROWS, open_grader
 from selectkd_eval.sandbox.client import Sandbox
 from selectkd_eval.sandbox.plus import base_passed
 from selectkd_eval.sandbox.program import Limits, Mode, Outcome, Program
 from selectkd_eval.sandbox.tester import FALLBACK
+from selectkd_eval.tasks.table import find
 from selectkd_eval.tasks.task import Problem, Task
 
 OTHER: dict[Mode, Mode] = {"isolated": "official", "official": "isolated"}
 SANDBOX = "sandbox"  # the grader of programs
+
+
+def check_grader(names: Sequence[str], wanted: str) -> None:
+    """An InputError when the grader asked for suits no task, or not all whose answers it would grade."""
+    if not wanted:
+        return
+    suits = choose(wanted, GRADER_ROWS, "grader").suits
+    own = {name: find(name)[0].grader for name in names if find(name)[0].kind == "answer"}
+    if not own:
+        raise InputError(
+            f"--grader {wanted} grades no program, and {', '.join(names)} asks for nothing else: leave it out"
+        )
+    for name, grader in own.items():
+        if not set(suits) & set(GRADER_ROWS[grader].suits):
+            fit = ", ".join(one for one, row in GRADER_ROWS.items() if set(row.suits) & set(GRADER_ROWS[grader].suits))
+            raise InputError(f"--grader {wanted} does not suit the answers of {name}: one of {fit} does")
 
 
 class Item(NamedTuple):
@@ -158,9 +175,7 @@ class Marker:
     def _run(self, asked: Sequence[tuple[int, Item, str | None]], mode: Mode) -> dict[int, Outcome]:
         """The outcome of every program that can be judged in this mode, by place."""
         chosen = [
-            (place, _program(item, code))
-            for place, item, code in asked
-            if code is not None and _judged(item, mode)
+            (place, _program(item, code)) for place, item, code in asked if code is not None and _judged(item, mode)
         ]
         if not chosen:
             return {}

@@ -28,8 +28,8 @@ from selectkd_eval.backends import open_backend
 from selectkd_eval.backends.answer_store import AnswerStore, answer_key
 from selectkd_eval.backends.backend import Asked, Backend, Completion, Decoding
 from selectkd_eval.errors import InputError
-from selectkd_eval.marking import SANDBOX, Item, Marker
-from selectkd_eval.records import Writer, open_record
+from selectkd_eval.marking import SANDBOX, Item, Marker, check_grader
+from selectkd_eval.records import Record, Writer, open_record
 from selectkd_eval.tasks.sources import load_task
 from selectkd_eval.tasks.table import find
 from selectkd_eval.tasks.task import Problem, Task
@@ -75,7 +75,7 @@ def run(options: PasskOptions) -> int:
     given, options = options, resolved(options)
     environment.require("lm_eval", "pass@k", "bench")
     names = list(dict.fromkeys(options.tasks))
-    earlier = records.read(options.compare) if options.compare else None
+    earlier = _earlier(options.compare, names) if options.compare else None
     with ExitStack() as stack:
         marker = stack.enter_context(
             Marker(
@@ -124,22 +124,36 @@ def resolved(options: PasskOptions) -> PasskOptions:
     """The options with their defaults filled in; an InputError for those that contradict each other."""
     for name in options.tasks:
         find(name)
+    check_grader(options.tasks, options.grader)
     if options.base_url:
         options = replace(options, backend="server")
     seeds = options.seeds or ((0, 1, 2) if options.temperature > 0 else (0,))
     if options.temperature == 0 and (len(seeds) > 1 or options.samples > 1):
         raise InputError(
-            f"greedy decoding (--temperature 0) writes the same text for each of the {len(seeds)} seeds and "
-            f"{options.samples} samples: use one of each, or sample with --temperature 0.8"
+            f"greedy decoding (--temperature 0) writes one text, whatever the seed, and --seeds and --samples ask for "
+            f"{len(seeds) * options.samples}: leave them out, or sample with --temperature 0.8"
         )
     if not 0 < options.top_p <= 1:
         raise InputError(f"--top-p lies in (0, 1], but {options.top_p} was given")
     if min(options.k) < 1 or max(options.k) > len(seeds) * options.samples:
         raise InputError(
-            f"--k {' '.join(map(str, options.k))} needs 1 to n answers per problem, and {len(seeds)} seeds x "
-            f"{options.samples} samples make {len(seeds) * options.samples}: give --samples or --seeds for more"
+            f"--k {' '.join(map(str, options.k))} lies between 1 and the answers per problem, which are "
+            f"{len(seeds) * options.samples} (seeds x samples): give another --k, or --temperature and more --samples"
         )
     return replace(options, seeds=seeds)
+
+
+def _earlier(path: Path, names: Sequence[str]) -> Record:
+    """The record to compare with; an InputError, before anything is measured, when there is nothing to compare."""
+    record = records.read(path)
+    if record.verb not in ("passk", "regrade"):
+        raise InputError(f"--compare {path} is the record of {record.verb}: give one of passk or regrade")
+    if not set(names) & set(record.facts["tasks"]):
+        raise InputError(
+            f"--compare {path} holds {', '.join(record.facts['tasks'])} and none of {', '.join(names)}: give a record "
+            "of the same tasks"
+        )
+    return record
 
 
 def task_of(name: str, options: PasskOptions, marker: Marker, chat: bool) -> Task:

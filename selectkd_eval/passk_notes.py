@@ -22,8 +22,9 @@ _OTHER = {"isolated": "official", "official": "isolated"}
 
 
 def of_task(facts: Facts, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Every task's rows, failed ones too, in the order of the header."""
-    parts: dict[str, list[Row]] = {name: [] for name in facts["tasks"]}
+    """Every task's rows, failed ones too, by name."""
+    # A header's mappings are sorted when they are read back; a run's end must print the same.
+    parts: dict[str, list[Row]] = {name: [] for name in sorted(facts["tasks"])}
     for row in rows:
         if row.get("task") in parts:
             parts[row["task"]].append(row)
@@ -131,14 +132,17 @@ def _modes(name: str, rows: Sequence[Row]) -> Iterator[str]:
     """Both modes' scores where they differ, and what had to be judged in the other one."""
     both = [row for row in rows if row.get("other")]
     apart = [row for row in both if row["correct"] != row["other"]["correct"]]
-    fallback = sorted({str(row["problem"]) for row in rows if row.get("fallback")})
+    fallback: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.get("fallback"):
+            fallback[str(row["mode"])].add(str(row["problem"]))
     if apart:
         scores = ", ".join(f"{mode} {100 * _in_mode(rows, mode, name):.2f} %" for mode in ("isolated", "official"))
         yield f"{name}: {scores}; {len(apart):,} of {len(both):,} verdicts differ: {_pairs_of_outcomes(apart)}"
     elif both:
         yield f"{name}: isolated and official verdicts agree on all {len(both):,} programs"
-    if fallback:
-        yield f"{name}: no isolated verdict is possible on {_named(fallback)}; official ones stand for them"
+    for mode, ids in sorted(fallback.items()):
+        yield f"{name}: no {_OTHER[mode]} verdict is possible on {_named(sorted(ids))}; {mode} ones stand for them"
 
 
 def _in_mode(rows: Sequence[Row], mode: str, name: str) -> float:
@@ -185,8 +189,9 @@ def _limit(facts: Facts, name: str, rows: Sequence[Row]) -> Iterator[str]:
     if timeouts or near or again:
         ids = [short(row) for row in (*timeouts, *near)]
         yield (
-            f"{name}, CPU limit {f'{limit:g} s' if limit else 'unknown'}: {len(timeouts)} timeouts, {len(near)} other "
-            f"verdicts took over half of it, {again} programs were run a second time, alone: {_named(ids)}"
+            f"{name}, CPU limit {f'{limit:g} s' if limit else 'unknown'}: timeouts: {len(timeouts)}, other verdicts "
+            f"over half of it: {len(near)}, programs run a second time, alone: {again}"
+            + (f" ({_named(ids)})" if ids else "")
         )
 
 
@@ -233,7 +238,11 @@ def _coverage(facts: Facts, rows: Sequence[Row]) -> Iterator[str]:
 
 def _detectable(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     found = {name: pass_rates.detectable_alone(measures.pass_at_1(rows, name)) for name, rows in parts.items()}
-    told = ", ".join(f"{name} {100 * value:.1f}" for name, value in found.items() if not math.isnan(value))
+    told = ", ".join(
+        f"{name} {100 * value:.1f}" if value < 1 else f"{name} none at all"
+        for name, value in found.items()
+        if not math.isnan(value)
+    )
     if told:
         yield (
             f"smallest difference in points that a second run of this size could settle (80 % power, 5 % two-sided, if "

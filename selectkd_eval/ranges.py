@@ -23,6 +23,7 @@ SMALLEST = {
     "accumulation": 1,
     "concurrency": 1,
     "max_length": 2,
+    "max_new_tokens": 0,
     "steps": 0,
     "eval_every": 0,
     "save_every": 0,
@@ -43,6 +44,7 @@ NOT_NEGATIVE = (
     "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout"
 )  # fmt: skip
 SHARES = ("warmup", "lora_dropout")
+ABOVE_ZERO = ("cpu_seconds",)
 
 
 def check(options: Any) -> None:
@@ -57,6 +59,8 @@ def check(options: Any) -> None:
             raise InputError(f"{flag} must be at least {SMALLEST[field.name]}, but {value} was given")
         elif field.name in NOT_NEGATIVE and value is not None and value < 0:
             raise InputError(f"{flag} must not be negative, but {value} was given")
+        elif field.name in ABOVE_ZERO and value <= 0:
+            raise InputError(f"{flag} must be above 0, but {value:g} was given")
         elif field.name in SHARES and value > 1:
             raise InputError(f"{flag} is a share and at most 1, but {value} was given")
 

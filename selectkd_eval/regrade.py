@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from selectkd_eval import environment, passk_table, records
 from selectkd_eval.errors import InputError
-from selectkd_eval.marking import SANDBOX, Item, Marker
+from selectkd_eval.marking import SANDBOX, Item, Marker, check_grader
 from selectkd_eval.records import Record, Writer, open_record
 from selectkd_eval.tasks.sources import load_task
 from selectkd_eval.tasks.table import find
@@ -37,6 +37,7 @@ def run(options: RegradeOptions) -> int:
     if source.verb not in ("passk", "regrade"):
         raise InputError(f"{options.record} is the record of {source.verb}: regrade takes one of passk")
     names = list(source.facts["tasks"])
+    check_grader(names, options.grader)
     with Marker(
         {find(name)[0].kind for name in names},
         verdict=options.verdict,

@@ -204,7 +204,9 @@ def test_real_gsm8k_file(options: PasskOptions, shared_data: Path) -> None:
         ({"data": Path(__file__).parent}, "gsm8k_test.jsonl.gz"),
         ({"seeds": (0, 1)}, "greedy decoding"),
         ({"samples": 2}, "greedy decoding"),
-        ({"k": (2,)}, "--k 2 needs 1 to n answers per problem, and 1 seeds x 1 samples make 1"),
+        ({"k": (2,)}, "--k 2 lies between 1 and the answers per problem, which are 1"),
+        ({"grader": "minerva"}, "does not suit the answers of gsm8k: one of gsm8k-numeric"),
+        ({"grader": "minerva", "tasks": ("humaneval",)}, "grades no program"),
         ({"top_p": 0.0}, "--top-p"),
         ({"grader": "minervo"}, "did you mean 'minerva'"),
         ({"shots": 9}, "more solved examples than the 3"),
@@ -213,6 +215,18 @@ def test_real_gsm8k_file(options: PasskOptions, shared_data: Path) -> None:
 def test_wrong_requests_are_one_sentence(options: PasskOptions, change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         passk.run(replace(options, **change))
+
+
+def test_what_cannot_be_compared_is_told_before_anything_is_measured(options: PasskOptions, tmp_path: Path) -> None:
+    record = measure(replace(options, limit=2, out=tmp_path / "earlier"))
+    text = record.path.read_text()
+    train, other = tmp_path / "train-1.jsonl", tmp_path / "passk-1.jsonl"
+    train.write_text(text.replace('"verb":"passk"', '"verb":"train"'))
+    other.write_text(text.replace('"tasks":{"gsm8k"', '"tasks":{"math"'))
+    for path, message in ((train, "is the record of train"), (other, "holds math and none of gsm8k")):
+        with pytest.raises(InputError, match=message):
+            passk.run(replace(options, compare=path, out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

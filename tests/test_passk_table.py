@@ -108,6 +108,17 @@ def test_an_official_run_reads_the_same_both_scores() -> None:
     assert "isolated 50.00 %, official 100.00 %; 1 of 2 verdicts differ: 1 isolated wrong, official pass" in said
 
 
+def test_the_mode_that_stands_in_is_named() -> None:
+    row = make.program_row("mbpp-plus", "Mbpp/2") | {"mode": "isolated", "fallback": True, "other": None}
+    said = text(facts("mbpp-plus", code=True), [row])
+    assert "no official verdict is possible on Mbpp/2; isolated ones stand for them" in said
+
+
+def test_two_problems_can_settle_no_difference() -> None:
+    rows = [make.program_row("mbpp", f"Mbpp/{i}", "wrong") for i in range(2)]
+    assert "--compare): mbpp none at all" in text(facts("mbpp", code=True), rows)
+
+
 def test_at_most_ten_items_are_named() -> None:
     rows = [make.program_row("humaneval", f"HumanEval/{i}", "wrong", "pass") for i in range(14)]
     said = text(facts("humaneval", code=True), rows)
@@ -121,10 +132,8 @@ def test_programs_near_the_limit_are_counted() -> None:
     rows[1] |= {"cpu_seconds": 5.01, "again": True}
     rows[2] = make.program_row("mbpp", "Mbpp/2", "timeout", cpu_seconds=10.0, again=True)
     said = text(facts("mbpp", code=True), rows)
-    assert (
-        "mbpp, CPU limit 10 s: 1 timeouts, 1 other verdicts took over half of it, 2 programs were run a second" in said
-    )
-    assert "alone: Mbpp/2/0/0, Mbpp/1/0/0" in said
+    assert "mbpp, CPU limit 10 s: timeouts: 1, other verdicts over half of it: 1, programs run a second time" in said
+    assert "time, alone: 2 (Mbpp/2/0/0, Mbpp/1/0/0)" in said
 
 
 def test_what_programs_lacked_is_named() -> None:
