@@ -175,6 +175,7 @@ def test_subclasses_without_malice_are_flattened() -> None:
 def test_numpy_scalars_are_flattened_too() -> None:
     numpy = pytest.importorskip("numpy")
     assert same(across([numpy.int64(5), numpy.float32(0.5), numpy.bool_(True), numpy.str_("s")]), [5, 0.5, True, "s"])
+    assert same(across([numpy.array(5), numpy.array("s"), numpy.sum(numpy.array([1.5, 2]))]), [5, "s", 3.5])
 
 
 @pytest.mark.parametrize("thing", [object(), lambda: 1, Liar(), Liar, (one for one in "a"), os, iter([])], ids=repr)

@@ -50,6 +50,39 @@ def test_a_worker_that_dies_is_replaced_and_its_program_run_again(tier: str) -> 
     assert not Path(f"/proc/{before}").exists()
 
 
+def test_what_a_killed_worker_leaves_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Sandbox(LIMITS, workers=1, tier="landlock") as box:
+        box._workers[0].process.kill()
+        box._workers[0].process.wait()
+        assert list(tmp_path.glob("selectkd-sandbox-*/worker-*/run-*"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_of_the_caller_does_not_keep_the_workers_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    box = Sandbox(LIMITS, workers=2, tier="landlock")
+    with box:
+        workers = [worker.process.pid for worker in box._workers]
+        gate, ours = os.pipe()
+        other = os.fork()  # as a loader of data would, with all descriptors of this process
+        if other == 0:
+            os.close(ours)
+            box._launcher.close()  # not its own to remove
+            os.read(gate, 1)
+            os._exit(0)
+        os.close(gate)
+        assert [outcome.word for _, outcome in box.run([HONEST], "isolated")] == ["pass"]
+        started = time.monotonic()
+    took = time.monotonic() - started
+    os.close(ours)
+    os.waitpid(other, 0)
+    assert took < 4, "not even one worker was waited for in vain"
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_worker_that_dies_twice_is_a_defect_and_no_verdict() -> None:
     with Sandbox(LIMITS, workers=1) as box:
         stop = threading.Event()

@@ -10,7 +10,7 @@ import pytest
 
 from selectkd_eval.sandbox import slot
 from selectkd_eval.sandbox.ends import Capture, judge
-from selectkd_eval.sandbox.program import Limits
+from selectkd_eval.sandbox.program import PLUS_SECONDS, TESTS_SECONDS, Limits
 from selectkd_eval.sandbox.wire import Frames, pack
 
 
@@ -49,7 +49,9 @@ def end(status: int = 0, cpu: float = 0.1, killed: str = "", peak: int = 0) -> d
         (b"", [end(9, killed="end"), end()], "crash", "SIGKILL"),
         (b"", [end(9, killed="end"), end(256)], "crash", "without a verdict (exit status 1)"),
         (b"", [end(9, killed="files"), end(9, killed="files")], "memory", "files"),
-        (b"", [end(9, killed="end"), end(9, killed="cpu")], "timeout", "tests"),
+        (b"", [end(9, killed="end"), end(9, cpu=1.1, killed="cpu")], "timeout", "the tests took more than 1 s"),
+        (b"", [end(0), end(9, cpu=1.0)], "timeout", "the tests took more than 1 s"),  # it left when they had gone
+        (b"", [end(256), end(9, cpu=1.0)], "crash", "exit status 1"),
         (b'{"nonce": "n", "note": "base passed"}\n', [end(11), end()], "crash", "base passed; SIGSEGV"),
     ],
 )
@@ -96,3 +98,11 @@ def test_emptying_is_not_stopped_by_what_lies_there(tmp_path: Path) -> None:
         os.close(os.open(here / str(i), os.O_CREAT, 0))
     assert room.overfull()
     room.empty()
+
+
+def test_no_program_takes_longer_than_it_may() -> None:
+    """What the client waits for is never less than what the fork-server lets pass."""
+    limits = Limits(cpu_seconds=0.5, wall_factor=2.0)
+    assert limits.longest_wall(plus=False) == limits.wall_seconds(0.5 + TESTS_SECONDS)
+    assert limits.longest_wall(plus=True) == limits.wall_seconds(2 * PLUS_SECONDS)
+    assert Limits(cpu_seconds=100.0).longest_wall(plus=True) == Limits(cpu_seconds=100.0).wall_seconds(200.0)

@@ -44,16 +44,18 @@ syscalls.call("prctl", 38, 1, 0, 0, 0)
 syscalls.call("seccomp", 1, 0, struct.pack("@HP", len(steps), ctypes.addressof(buffer)))
 try:
     with Sandbox(Limits(), workers=1, tier=sys.argv[1], packages=()) as box:
-        (_, outcome), = box.run([Program(id="a", code="def f(): return 1", test="assert f() == 1")], "isolated")
-        print(box.facts["tier"], outcome.word, list(box.facts["refused"]))
+        codes = sys.argv[3:] or ["def f(): return 1"]
+        programs = [Program(id=str(i), code=code, test="assert f() == 1") for i, code in enumerate(codes)]
+        words = [outcome.word for _, outcome in sorted(box.run(programs, "isolated"))]
+        print(box.facts["tier"], *words, list(box.facts["refused"]))
 except SetupError as error:
     print(error)
 """
 
 
-def denied(tier: str, calls: str, **environment: str) -> str:
+def denied(tier: str, calls: str, *codes: str, **environment: str) -> str:
     """What a client says on a machine that denies these system calls."""
-    command = [sys.executable, "-c", DENIED, tier, calls]
+    command = [sys.executable, "-c", DENIED, tier, calls, *codes]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
@@ -81,6 +83,22 @@ def test_without_any_wall_nothing_is_run() -> None:
 
 def test_external_takes_the_users_word() -> None:
     assert denied("external", "unshare,mount,landlock_create_ruleset") == "external pass []"
+
+
+@pytest.mark.parametrize("tier", ["namespaces", "external"])
+def test_without_landlock_a_program_has_its_own_directory_only(tier: str) -> None:
+    if tier == "namespaces" and namespaces.available():
+        pytest.skip(f"no namespaces here: {namespaces.available()}")
+    work = "import os, time\nup, own = os.path.split(os.getcwd())\ndef f():\n    {}\n    time.sleep(0.4)\n    return 1"
+    codes = [
+        work.format("os.rmdir('../' + own)"),
+        work.format("os.rename('../' + own, '../moved')"),
+        work.format("open('../left-behind', 'w')"),
+        work.format("open('own', 'w').write('x')"),
+        work.format("assert os.listdir(up) == [own] and not os.listdir()"),
+    ]
+    found = denied(tier, "landlock_create_ruleset", *codes)
+    assert found == f"{tier} forbidden forbidden forbidden pass pass []"
 
 
 @pytest.mark.skipif(bubblewrap.find() is None, reason="bwrap is not installed here")

@@ -23,7 +23,7 @@ from selectkd_eval.sandbox.workers import Worker
 
 _AHEAD = 2  # programs sent to a worker: the one that runs and the next
 _ATTEMPTS = 2  # runs of a program under which its worker died
-_SILENCE = 120.0  # s beyond the wall limit and the tests' own time after which a worker counts as dead
+_SILENCE = 120.0  # s beyond the longest that a program and its tests may take, after which a worker counts as dead
 
 
 class Sandbox:
@@ -55,6 +55,7 @@ class Sandbox:
         self._hash_seed = hash_seed
         self._workers: list[Worker] = []
         self._busy = threading.Lock()
+        self._patience = 0.0  # s for a worker that says nothing
 
     def __enter__(self) -> Self:
         self._launcher = Launcher(self.limits, self._packages, self._hash_seed)
@@ -87,6 +88,7 @@ class Sandbox:
                 raise InputError(f"the program {program.id!r} compares outputs (plus), which only `isolated` mode does")
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("this sandbox is running programs already: one thread at a time")
+        self._patience = self.limits.longest_wall(any(program.plus for program in programs)) + _SILENCE
         try:
             slow = []
             for place, outcome in self._pass(programs, range(len(programs)), mode):
@@ -133,17 +135,18 @@ class Sandbox:
 
     def _ready(self) -> list[Worker]:
         """Wait for replies, writing whatever pipes take meanwhile; a worker silent for too long is killed first."""
-        quiet = self.limits.cpu_seconds * self.limits.wall_factor + _SILENCE
         with selectors.PollSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.replies, selectors.EVENT_READ, worker)
                 if not worker.flush():
                     selector.register(worker.requests, selectors.EVENT_WRITE, worker)
             events = selector.select(timeout=10.0)
+        ready = [key.data for key, event in events if event & selectors.EVENT_READ]
         for worker in self._workers:
-            if worker.outstanding and time.monotonic() - worker.since > quiet:
+            silent = worker not in ready and time.monotonic() - worker.since > self._patience
+            if worker.outstanding and silent:
                 worker.process.kill()
-        return [key.data for key, event in events if event & selectors.EVENT_READ]
+        return ready
 
     def _bury(self, worker: Worker, waiting: deque[int], deaths: dict[int, int], programs: Sequence[Program]) -> None:
         """Put a new worker in a dead one's place and its programs back into the queue, the suspect alone counted."""

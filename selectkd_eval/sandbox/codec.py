@@ -97,9 +97,10 @@ def _flattening(value: Any) -> Callable[[_Writer, Any, int], None] | None:
         if base in _PUT:
             return _PUT[base]
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic) and not isinstance(value, numpy.void):
-        return lambda writer, scalar, depth: writer.put(scalar.item(), depth)
-    return None
+    if numpy is None or not isinstance(value, (numpy.generic, numpy.ndarray)) or isinstance(value, numpy.void):
+        return None
+    # One number crosses, whatever holds it; an array of several is the candidate's own object.
+    return None if value.ndim else lambda writer, scalar, depth: writer.put(scalar.item(), depth)
 
 
 def _put_int(writer: _Writer, value: int, depth: int) -> None:

@@ -101,13 +101,13 @@ def _judge(said: dict[str, Any] | None, ends: dict[str, dict[str, Any]], limits:
     for end in (candidate, tester):
         if end and end["killed"] in by_guard:
             return by_guard[end["killed"]]
-    # The tests' process leaves in order without a verdict only when the candidate has gone: it was on its way out
-    # when it was killed.
-    if candidate["killed"] != "end" or (tester and tester["status"] == 0):
+    # Whoever leaves in order does so because the other has gone. So the tests' process with status 0 says that a
+    # candidate killed later was on its way out, and a candidate with status 0 that the tests' own end is the cause.
+    gone = candidate["killed"] != "end" or (tester and tester["status"] == 0)
+    if not tester or (gone and not (tester["status"] and candidate["status"] == 0)):
         return _ended(candidate, limits, "ended before its tests did")
-    if tester and tester["killed"] == "cpu":
-        return "timeout", f"the tests took {_over(tester)}"
-    return _ended(tester or candidate, limits, "the tests' process ended without a verdict")
+    word, detail = _ended(tester, limits, "the tests' process ended without a verdict")
+    return word, f"the tests took {detail}" if word == "timeout" else detail
 
 
 def _over(end: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from selectkd_eval.sandbox import confine, official, remote, tester, warm
-from selectkd_eval.sandbox.program import Limits
+from selectkd_eval.sandbox.program import PLUS_SECONDS, TESTS_SECONDS, Limits
 from selectkd_eval.sandbox.slot import Slot
 
 _PRELOADED = """
@@ -36,8 +36,6 @@ sys textwrap threading time traceback types typing
 """Modules that a program finds already loaded; the rest of the standard library it imports itself, at its own cost."""
 
 END = b"end"  # the supervisor's word that it has seen enough of the running program
-TESTS_SECONDS = 2.0  # least CPU limit of the tests' own process, otherwise the candidate's
-PLUS_SECONDS = 60.0  # least CPU limit of either process for EvalPlus's thousand inputs, which the tester times singly
 FIRST_PLACE = 3  # the first descriptor after stdin, stdout, stderr: a channel or a verdict pipe
 FIRST_FREE = 10  # descriptors below this are placed by hand in every child; the fork-server's own stay above
 _TICK = 0.25  # s between looks at a running program's CPU clock
@@ -134,11 +132,10 @@ class ForkServer:
 
     def __init__(self, control: socket.socket, limits: Limits, slot: Slot, read: Sequence[str], strict: bool) -> None:
         self.limits = limits
-        seconds = limits.cpu_seconds
         self.role_limits = {
             "candidate": limits,
-            "tests": replace(limits, cpu_seconds=max(TESTS_SECONDS, seconds)),
-            "many": replace(limits, cpu_seconds=max(PLUS_SECONDS, seconds)),
+            "tests": replace(limits, cpu_seconds=max(TESTS_SECONDS, limits.cpu_seconds)),
+            "many": replace(limits, cpu_seconds=max(PLUS_SECONDS, limits.cpu_seconds)),
         }
         self.jails: dict[str, confine.Jail] = {}
         self.slot = slot
@@ -261,7 +258,7 @@ class ForkServer:
                 child.kill("cpu")
         # Time on the clock counts less while there is work done: a machine with too much to do is slow too.
         busy = sum(child.clock() for child in living)
-        if elapsed > (self.limits.cpu_seconds + busy) * self.limits.wall_factor:
+        if elapsed > self.limits.wall_seconds(busy):
             _kill(living, "wall")
         if self.slot.overfull():
             _kill(living, "files")

@@ -103,7 +103,6 @@ class Jail:
         if self.tier in ("namespaces", "bubblewrap"):
             return str(self.config["work"])
         self.scratch = make_directory(self.config["scratch"], "worker-")
-        os.chmod(self.scratch, 0o711)  # a child may run as another user, who must reach the directory inside
         return self.scratch
 
     def _serve(self, control: socket.socket, root: str) -> int:
@@ -129,6 +128,7 @@ class Jail:
                 time.sleep(0.001)
         if self.scratch:
             with contextlib.suppress(OSError):
+                os.chmod(self.scratch, 0o700)
                 empty(self.scratch)
                 os.rmdir(self.scratch)
             with contextlib.suppress(OSError):  # the client's to remove, unless it was killed; the last worker can

@@ -19,6 +19,10 @@ the jail refuses. import-missing: a module that is not offered. The answer-level
 given before anything runs, by the grader."""
 
 
+TESTS_SECONDS = 2.0  # least CPU limit of the tests' process, whatever a program's own is
+PLUS_SECONDS = 60.0  # least CPU limit of either process for EvalPlus's thousand inputs, which the tests time singly
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one program may use. The CPU limit is judged; the wall limit only guards against sleeping."""
@@ -29,6 +33,15 @@ class Limits:
     file_bytes: int = 1 << 20
     output_bytes: int = 4096  # kept from the start and from the end of stdout and stderr each
     message_bytes: int = 16 << 20  # longest value that crosses between candidate and tests
+
+    def wall_seconds(self, busy: float) -> float:
+        """Seconds on the clock for a program whose processes have had `busy` s of CPU time."""
+        return (self.cpu_seconds + busy) * self.wall_factor
+
+    def longest_wall(self, plus: bool) -> float:
+        """Seconds on the clock after which any program, or any with `plus`, has ended, however slow the machine is."""
+        candidate, tests = (PLUS_SECONDS, PLUS_SECONDS) if plus else (0.0, TESTS_SECONDS)
+        return self.wall_seconds(max(candidate, self.cpu_seconds) + max(tests, self.cpu_seconds))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

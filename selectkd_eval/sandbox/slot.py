@@ -17,24 +17,36 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Slot:
-    """One directory under `root`; `path` changes only when a program left something that cannot be removed."""
+    """One directory under `root`; `path` changes only when a program left something that cannot be removed.
+
+    `root` itself is closed to writing, so that even where Landlock is missing and the program runs as the owner of
+    `root`, it can neither move its directory away nor leave anything beside it for the next program.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.path = make_directory(root, "run-")
+        self.renew()
 
     def renew(self) -> None:
         """Go on in a fresh directory; the old one is tried again when the work root is removed."""
+        os.chmod(self.root, 0o711)
         self.path = make_directory(self.root, "run-")
+        os.chmod(self.root, 0o511)  # a child may run as another user, who must reach the directory inside
 
     def empty(self) -> None:
         """Remove everything inside; raises OSError when something cannot be removed."""
         empty(self.path)
 
     def overfull(self) -> bool:
-        """Whether the program has filled more than it may; a look of bounded cost, at whatever it has built."""
+        """Whether the program has filled more than it may; a look of bounded cost, at whatever it has built.
+
+        A directory that can no longer be looked into (tier external, without a filter) counts as full.
+        """
         files = size = 0
-        pending = [os.open(self.path, _DIRECTORY)]
+        try:
+            pending = [os.open(self.path, _DIRECTORY)]
+        except OSError:
+            return True
         try:
             while pending:
                 place = pending.pop()

@@ -24,6 +24,7 @@ from typing import Any
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.sandbox import bubblewrap, confine, probes
 from selectkd_eval.sandbox.program import Limits
+from selectkd_eval.sandbox.slot import empty
 from selectkd_eval.sandbox.workers import ROOT, Worker, interpreter
 
 TIERS = {
@@ -84,11 +85,15 @@ class Launcher:
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
+        self._owner = os.getpid()
         self.scratch = Path(tempfile.gettempdir()) / f"selectkd-sandbox-{secrets.token_hex(8)}"
 
     def close(self) -> None:
-        """Remove the scratch directory; the workers have emptied it."""
+        """Remove the scratch directory and what a worker that was killed has left in it."""
+        if os.getpid() != self._owner:  # a fork of this process, which must not take its parent's directory away
+            return
         with contextlib.suppress(OSError):
+            empty(str(self.scratch))
             self.scratch.rmdir()
 
     def start(self, tier: str, count: int) -> tuple[list[Worker], dict[str, Any]]:

@@ -129,6 +129,7 @@ class Worker:
         if self._errors.closed:
             return
         self._close_pipes()
+        self.process.terminate()  # a process forked off this one may hold the pipes open still
         try:
             self.process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
