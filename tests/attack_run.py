@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 from attacks import ATTACKS, FIVE, MINUS, PLUS, Attack  # noqa: E402
-from docker_filter import enter_container  # noqa: E402
+from lesser_machines import enter_container, without_landlock  # noqa: E402
 
 from selectkd_eval.errors import SetupError  # noqa: E402
 from selectkd_eval.sandbox.client import Sandbox  # noqa: E402
@@ -210,10 +210,13 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["isolated", "official"])
     parser.add_argument("--only", nargs="*", help="names of attacks; all of them otherwise")
     parser.add_argument("--container", action="store_true", help="inside what Docker refuses by default")
+    parser.add_argument("--no-landlock", action="store_true", help="as on a kernel without it")
     asked = parser.parse_args()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to us
     if asked.container:
         enter_container()
+    if asked.no_landlock:
+        without_landlock()
     attacks = [ATTACKS[name] for name in asked.only] if asked.only else list(ATTACKS.values())
     base = Path(tempfile.mkdtemp(prefix="attacks-"))
     base.chmod(0o755)

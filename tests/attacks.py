@@ -154,4 +154,9 @@ def _all() -> dict[str, Attack]:
     return table
 
 
+def names_in(*files: str) -> list[str]:
+    """The names of the attacks in these files."""
+    return [attack.name for file in files for attack in read(PROGRAMS / f"{file}.txt")]
+
+
 ATTACKS = _all()
