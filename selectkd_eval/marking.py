@@ -103,6 +103,10 @@ class Marker:
     ) -> None:
         self._stack.close()
 
+    def stop(self) -> None:
+        """End every program and grader, from another thread; `mark`, if it is at work, fails there."""
+        self._stack.close()
+
     def grader(self, name: str) -> Grading:
         """The grader of that name, opened once; InputError for an unknown name."""
         if name not in self._graders:

@@ -211,12 +211,14 @@ def _measure(
                 if grading.done():  # it failed, and says why below
                     break
                 written.put(part)
+            written.put(None)
+            grading.result()
         except KeyboardInterrupt:
             stop.set()
+            marker.stop()  # else whoever interrupts waits for the programs of a whole batch, at ten seconds each
             raise
         finally:
             written.put(None)
-        grading.result()
 
 
 def _grade(
