@@ -178,7 +178,9 @@ def test_numpy_scalars_are_flattened_too() -> None:
     assert same(across([numpy.array(5), numpy.array("s"), numpy.sum(numpy.array([1.5, 2]))]), [5, "s", 3.5])
 
 
-@pytest.mark.parametrize("thing", [object(), lambda: 1, Liar(), Liar, (one for one in "a"), os, iter([])], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [object(), lambda: 1, Liar(), Liar, (one for one in "a"), os, iter([])], ids=lambda one: type(one).__name__
+)
 def test_everything_else_is_a_handle(thing: object) -> None:
     asked: list[object] = []
 
