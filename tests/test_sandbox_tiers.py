@@ -131,3 +131,38 @@ def test_namespaces_are_used_where_they_work() -> None:
         assert box.facts["tier"] == "namespaces"
         assert words(box, "import os\ndef f(): return os.getppid() == 1") == ["pass"], "the fork-server is process 1"
         assert words(box, "import os\ndef f(): return not os.path.exists('/home')") == ["pass"]
+
+
+FEW = """
+import os, resource, sys, tempfile
+from selectkd_eval.errors import SetupError
+from selectkd_eval.sandbox.client import Sandbox
+descriptors, tempfile.tempdir = int(sys.argv[1]), sys.argv[2] or None
+tempfile._candidate_tempdir_list = lambda: ["/proc"]  # where nobody can make a file
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+before = sorted(os.listdir("/proc/self/fd"))
+try:
+    with Sandbox(workers=1, tier="landlock", packages=()):
+        print("started")
+except SetupError as error:
+    print(error)
+assert sorted(os.listdir("/proc/self/fd")) == before
+"""
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "temporary", "says"),
+    [
+        (8, "here", "its workers cannot be started: [Errno 24] Too many open files"),
+        (64, "here", "started"),
+        (64, "", "set TMPDIR to a directory that can be written"),
+        (64, "gone", "its workers cannot be started: [Errno 2] No such file or directory"),
+    ],
+)
+def test_what_a_worker_needs_is_named(descriptors: int, temporary: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    place = str(tmp_path / temporary) if temporary else ""
+    command = [sys.executable, "-c", FEW, str(descriptors), place]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert says in run.stdout, run.stderr
+    assert run.returncode == 0, run.stderr

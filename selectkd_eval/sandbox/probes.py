@@ -41,7 +41,7 @@ def read():
     with open(canaries["file"]) as file:
         return file.read()
 def write():
-    with open(canaries["home"], "x"):
+    with open(canaries["home"], "a"):
         pass
 def tcp():
     with socket.create_connection(("127.0.0.1", canaries["port"]), timeout=1):

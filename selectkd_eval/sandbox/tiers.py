@@ -86,7 +86,13 @@ class Launcher:
             "MKL_NUM_THREADS": "1",
         }
         self._owner = os.getpid()
-        self.scratch = Path(tempfile.gettempdir()) / f"selectkd-sandbox-{secrets.token_hex(8)}"
+        try:
+            self.scratch = Path(tempfile.gettempdir()) / f"selectkd-sandbox-{secrets.token_hex(8)}"
+        except FileNotFoundError as error:
+            raise SetupError(
+                f"the sandbox needs a directory for temporary files ({error.strerror}): "
+                "set TMPDIR to a directory that can be written"
+            ) from None
 
     def close(self) -> None:
         """Remove the scratch directory and what a worker that was killed has left in it."""
@@ -101,6 +107,12 @@ class Launcher:
 
         Raises SetupError with the reason alone when one of them cannot start or a probe succeeds.
         """
+        try:
+            return self._start(tier, count)
+        except OSError as error:  # no process, descriptor, memory or room on the disk left
+            raise SetupError(f"its workers cannot be started: {error}") from error
+
+    def _start(self, tier: str, count: int) -> tuple[list[Worker], dict[str, Any]]:
         prefix = self._prefix(tier)
         if tier in ("landlock", "external"):
             # The last worker to end has removed it, for the case that the client was killed. A program may run as
