@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +134,28 @@ def test_no_answer_is_paid_for_twice(options: PasskOptions, server: TextServer) 
     record = measured(options)
     assert len(server.asked) - asked == 4
     assert len(record.rows) == 7
+
+
+def test_an_interrupted_run_waits_for_no_program(options: PasskOptions, server: TextServer) -> None:
+    """The fourth answer never ends; two modes and their second runs would take four minutes."""
+    sent: list[float] = []
+
+    def interrupt() -> None:
+        while len(server.asked) < 4:
+            time.sleep(0.1)
+        time.sleep(2)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run behind nohup ignores it
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            passk.run(replace(options, limit=4, cpu_seconds=60.0))
+        assert time.monotonic() - sent[0] < 30
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(measured(replace(options, limit=3)).rows) == 3
 
 
 def test_regrade_refuses_other_data(options: PasskOptions, tmp_path: Path) -> None:

@@ -114,6 +114,15 @@ def test_the_mode_that_stands_in_is_named() -> None:
     assert "no official verdict is possible on Mbpp/2; isolated ones stand for them" in said
 
 
+def test_chat_and_system_prompt_are_said() -> None:
+    about = facts("gsm8k")
+    about["generation"] |= {"chat": True, "system": "Be brief."}
+    assert "as chat, with a system prompt, " in text(about, [])
+    about["generation"] |= {"chat": False, "system": ""}
+    assert "as plain text, " in text(about, [])
+    assert "system prompt" not in text(about, [])
+
+
 def test_two_problems_can_settle_no_difference() -> None:
     rows = [make.program_row("mbpp", f"Mbpp/{i}", "wrong") for i in range(2)]
     assert "--compare): mbpp none at all" in text(facts("mbpp", code=True), rows)
