@@ -56,7 +56,8 @@ def run(options: RegradeOptions) -> int:
         }
         inputs = {"record": environment.sha256_file(options.record)}
         with open_record("regrade", options, inputs=inputs, facts=facts) as record:
-            rows = source.good[: options.limit]
+            wanted = {(name, problem.id) for name, task in tasks.items() for problem in task.problems}
+            rows = [row for row in source.good if (row["task"], row["problem"]) in wanted]
             pending = [row for row in rows if row["key"] not in record.done]
             _grade(pending, tasks, marker, source.facts["generation"].get("opens", True), record, len(rows))
             record.finish()
@@ -80,7 +81,8 @@ def _task(name: str, source: Record, options: RegradeOptions, marker: Marker) ->
             f"{task.sha256[:12]}: give the files of that time with --data"
         )
     asked = {row["problem"] for row in source.rows if row.get("task") == name}
-    return replace(task, grader=grader, problems=[problem for problem in task.problems if problem.id in asked])
+    problems = [problem for problem in task.problems if problem.id in asked]
+    return replace(task, grader=grader, problems=problems[: options.limit])
 
 
 def _grade(

@@ -125,6 +125,11 @@ def test_stored_answers_are_graded_again_without_a_model(
     before = new.path.read_bytes()
     assert regrade.run(again) == 0
     assert new.path.read_bytes() == before
+    two = replace(again, limit=2)
+    assert regrade.run(two) == 0
+    part = records.read(records.record_path("regrade", two), verb="regrade")
+    assert {row["problem"] for row in part.rows} == {"HumanEval/0", "HumanEval/1"}
+    assert part.facts["tasks"]["humaneval"]["n"] == 2
 
 
 def test_no_answer_is_paid_for_twice(options: PasskOptions, server: TextServer) -> None:
