@@ -75,7 +75,7 @@ def _asked(facts: Facts, name: str) -> str:
         str(task["version"]) if task.get("version") else "",
         f"layout {task['layout']}" if task.get("layout") else "",
         f"{shots} solved example{'' if shots == 1 else 's'}" if shots is not None else "",
-        {True: "as chat", False: "as plain text"}.get(generation.get("chat"), ""),
+        "" if "chat" not in generation else "as chat" if generation["chat"] else "as plain text",
         "with a system prompt" if generation.get("system") else "",
         _decoding(decoding),
     ]
