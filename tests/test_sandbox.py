@@ -130,6 +130,12 @@ def test_a_program_finds_an_empty_directory_and_leaves_none(box: Sandbox) -> Non
     assert one(box, look).passed
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_program_finds_a_command_line(box: Sandbox, mode: str) -> None:
+    code = "import argparse, sys\nparser = argparse.ArgumentParser()\ndef f(): return len(sys.argv)"
+    assert one(box, code, mode=mode).passed
+
+
 def test_random_numbers_and_hashes_are_the_same_every_time(box: Sandbox) -> None:
     code = "import random\nprint(random.random(), hash('a'))\ndef f(): return 1"
     assert len({one(box, code, mode=mode).output for mode in MODES for _ in range(3)}) == 1
@@ -188,7 +194,9 @@ def test_wrong_words_are_named(box: Sandbox) -> None:
     with pytest.raises(InputError, match="no sandbox tier 'dock'"), Sandbox(tier="dock"):
         pass
     with pytest.raises(InputError, match="'t/7' has neither tests nor inputs"):
-        list(box.run([Program(id="t/7", code="pass")], "isolated"))
+        list(box.run([Program(id="t/7", code="pass", test=" \n")], "isolated"))
+    with pytest.raises(InputError, match="'t/9' has neither tests nor inputs"):
+        list(box.run([Program(id="t/9", code="pass", plus={"base": [], "plus": []})], "isolated"))
     with pytest.raises(InputError, match="only `isolated` mode"):
         list(box.run([Program(id="t/8", code="pass", plus={"task": "HumanEval/1"})], "official"))
     with pytest.raises(InputError, match="above 0"):

@@ -82,10 +82,11 @@ class Sandbox:
         if mode not in get_args(Mode):
             raise InputError(f"there is no sandbox mode {mode!r}; known: {', '.join(get_args(Mode))}")
         for program in programs:
-            if not (program.test or program.plus):
-                raise InputError(f"the program {program.id!r} has neither tests nor inputs to compare: give one")
             if program.plus and mode == "official":
                 raise InputError(f"the program {program.id!r} compares outputs (plus), which only `isolated` mode does")
+            inputs = program.plus and (program.plus.get("base") or program.plus.get("plus"))
+            if not (program.test.strip() or inputs):
+                raise InputError(f"the program {program.id!r} has neither tests nor inputs to compare: give one")
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("this sandbox is running programs already: one thread at a time")
         self._patience = self.limits.longest_wall(any(program.plus for program in programs)) + _SILENCE

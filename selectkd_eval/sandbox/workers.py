@@ -23,7 +23,7 @@ from selectkd_eval.sandbox import wire
 _BOOT = (
     "import os, sys; os.register_at_fork = lambda **handlers: None; "
     "root, requests, replies = sys.argv[1:]; sys.path.append(root); "
-    "from selectkd_eval.sandbox.supervisor import main; sys.path.remove(root); del sys.argv[:]; "
+    "from selectkd_eval.sandbox.supervisor import main; sys.path.remove(root); sys.argv[:] = ['']; "
     "main(int(requests), int(replies))"
 )
 _CHUNK = 1 << 16
