@@ -37,7 +37,7 @@ from selectkd_eval.errors import SetupError  # noqa: E402
 from selectkd_eval.sandbox.client import Sandbox  # noqa: E402
 from selectkd_eval.sandbox.program import Limits, Program  # noqa: E402
 
-LIMITS = Limits(cpu_seconds=0.5, wall_factor=3.0)
+LIMITS = Limits(cpu_seconds=0.4, wall_factor=3.0)
 PUBLIC = [Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm", "/run", "/run/lock", "/", "/etc")]
 
 

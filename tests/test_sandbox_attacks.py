@@ -142,7 +142,7 @@ def test_namespaces_asked_for_in_a_container_are_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("situation", ["offered", "container"])
 def test_a_killed_caller_takes_everything_along(tmp_path: Path, situation: str) -> None:
-    slow = ["--only", "sleep", "infinite loop", "ignore every signal", "a thread that is left over"]
+    slow = ["--only", "sleep", "infinite loop", "ignore and block every signal", "a thread that is left over"]
     with tempfile.TemporaryDirectory(prefix="killed-") as scratch:
         runner = start(str(tmp_path / "r"), *SITUATIONS[situation].words, *slow, env={**os.environ, "TMPDIR": scratch})
         try:
