@@ -12,7 +12,7 @@ import pytest
 
 from selectkd_eval.sandbox.client import Sandbox
 from selectkd_eval.sandbox.program import Limits, Outcome, Program
-from selectkd_eval.sandbox.tester import FALLBACK, import_lines
+from selectkd_eval.sandbox.tester import FALLBACK, compiled, import_lines
 
 BOTH = ("isolated", "official")
 
@@ -142,6 +142,22 @@ def test_order_and_helpers(box: Sandbox) -> None:
     test = "def check(candidate):\n assert math.isclose(candidate(root), 4 * math.pi)"
     for mode in BOTH:  # imports are seen by the candidate's functions too, as in one interpreter
         assert fate(box, code, test, mode, **parts).passed
+
+
+def test_the_data_sets_texts_are_compiled_once_and_never_the_code() -> None:
+    program = {"code": "1", "imports": "", "setup": "x = (", "test": "assert 1 is 1", "given": "y = 2"}
+    codes = compiled(program)
+    assert set(codes) == {"test", "given"}
+    assert codes["test"] is compiled({**program, "code": "2"})["test"]
+    names: dict[str, Any] = {}
+    exec(codes["given"], names)
+    assert names["y"] == 2
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_tests_that_are_no_python_are_an_error(box: Sandbox, mode: str) -> None:
+    outcome = fate(box, "def f(): return 1", "assert f( == 1", mode)
+    assert (outcome.word, outcome.detail.partition(":")[0]) == ("error", "SyntaxError")
 
 
 def test_imports_found_in_tests_are_only_the_imports() -> None:

@@ -159,6 +159,7 @@ class ForkServer:
         sys.stdin, sys.stdout, sys.stderr = io.TextIOWrapper(io.BytesIO()), _text(1), _text(2)
         gc.collect()
         gc.freeze()
+        self.filling = warm.fill_holes()
         while True:
             data, descriptors, _, _ = socket.recv_fds(self.control, 4096, 8)
             if not data:
@@ -214,7 +215,7 @@ class ForkServer:
         """In the child: own session, the program read, own descriptors, the door locked; then the work."""
         os.setsid()
         # Written by the supervisor, so marshal, which touches less than any other reader.
-        frame = marshal.loads(os.pread(job.payload, os.fstat(job.payload).st_size, 0))
+        frame = marshal.loads(os.pread(job.payload, os.lseek(job.payload, 0, os.SEEK_END), 0))
         for place, descriptor in enumerate(job.places):
             os.dup2(descriptor, place)
         jail = self.jails[job.role]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from selectkd_eval.sandbox import verdict
 from selectkd_eval.sandbox.remote import new_module
+from selectkd_eval.sandbox.tester import code_of
 
 PARTS = ("code", "imports", "setup", "test")
 """In this order: a data set's setup may use the candidate's classes (Mbpp/367, Mbpp/927)."""
@@ -29,8 +30,9 @@ def judge(program: dict[str, Any]) -> tuple[str, str]:
     sources = {f"<{part}>": program.get(part) or "" for part in PARTS}
     names = new_module().__dict__
     try:
-        for name, text in sources.items():
-            exec(compile(text, name, "exec", dont_inherit=True), names)
+        for part in PARTS:
+            if program.get(part):
+                exec(code_of(program, part), names)
         if program.get("entry_point"):
             exec(f"check({program['entry_point']})", names)
     except BaseException as error:  # whatever a program raises is its failure

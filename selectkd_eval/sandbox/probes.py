@@ -27,7 +27,7 @@ NAMES = {
 """Every attempt, and what it says about the jail when it succeeds."""
 
 ENVIRONMENT = (
-    *("HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "PWD", "OLDPWD"),
+    *("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_BIND_NOW", "PATH", "PWD", "OLDPWD"),
     *("PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
     "container",
 )

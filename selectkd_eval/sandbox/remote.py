@@ -53,26 +53,6 @@ class Candidate:
         self.module = new_module()
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}  # id -> number; `objects` keeps each alive, so that ids stay true
-        self.doing: dict[str, Callable[..., Any]] = {
-            "name": self.name,
-            "imports": self.imports,
-            "call": self.call,
-            "run": self.call,
-            "attr": getattr,
-            "set": setattr,
-            "delete": delattr,
-            "item": lambda thing, key: thing[key],
-            "setitem": lambda thing, key, value: thing.__setitem__(key, value),
-            "delitem": lambda thing, key: thing.__delitem__(key),
-            "len": len,
-            "bool": bool,
-            "str": str,
-            "repr": repr,
-            "iter": iter,
-            "next": _next,
-            "same": lambda one, other: bool(one == other),
-            "isinstance": isinstance,
-        }
 
     def run(self, code: str) -> NoReturn:
         """Executes the code and serves. Raises Closed at the end."""
@@ -96,7 +76,8 @@ class Candidate:
         """Does what one request asks for and replies with the value or the exception."""
         try:
             operation, *rest = decode(raw, self.resolve)
-            answer = ["ok", self.doing[operation](*rest)]
+            doing = _DOING.get(operation) or getattr(self, _OWN[operation])
+            answer = ["ok", doing(*rest)]
             if operation == "call":
                 answer.append(self.altered(rest[1:], raw))
         except (Closed, Malformed):
@@ -186,6 +167,26 @@ def _next(iterator: Any) -> tuple[Any, ...]:
         return (next(iterator),)
     except StopIteration:
         return ()
+
+
+# Made once in the fork-server: what a child makes or touches, it pays for.
+_OWN = {"name": "name", "imports": "imports", "call": "call", "run": "call"}
+_DOING: dict[str, Callable[..., Any]] = {
+    "attr": getattr,
+    "set": setattr,
+    "delete": delattr,
+    "item": lambda thing, key: thing[key],
+    "setitem": lambda thing, key, value: thing.__setitem__(key, value),
+    "delitem": lambda thing, key: thing.__delitem__(key),
+    "len": len,
+    "bool": bool,
+    "str": str,
+    "repr": repr,
+    "iter": iter,
+    "next": _next,
+    "same": lambda one, other: bool(one == other),
+    "isinstance": isinstance,
+}
 
 
 def described(error: BaseException) -> list[Any]:

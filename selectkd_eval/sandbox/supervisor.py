@@ -3,7 +3,7 @@
 Started by exec with a bare interpreter (`main`), it makes the jail, forks the fork-server and then takes one program
 after the other from the client's pipe: it hands code and tests to the children in memory files, drains their output,
 reads the verdict from a pipe that no candidate holds, and otherwise decides by signals, exit status and CPU time.
-Standard library only. It runs no code of a program.
+Standard library only. It runs no code of a program, and compiles the data set's texts but never a candidate's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import socket
 from typing import Any
 
-from selectkd_eval.sandbox import probes, wire
+from selectkd_eval.sandbox import probes, tester, wire
 from selectkd_eval.sandbox.ends import Capture, joined, judge, verdict
 from selectkd_eval.sandbox.forkserver import END
 from selectkd_eval.sandbox.jail import Jail, RefusedError
@@ -72,7 +72,8 @@ class Supervisor:
         """One program from fork to outcome (a dict of `Outcome`'s fields)."""
         nonce = os.urandom(16).hex()
         size = {"message_bytes": self.limits.message_bytes}
-        frames: list[dict[str, Any]] = [{"program": program | size, "nonce": nonce}]
+        judged = {**program, **size, "codes": tester.compiled(program)}
+        frames: list[dict[str, Any]] = [{"program": judged, "nonce": nonce}]
         if mode == "isolated":
             frames.insert(0, {"id": program["id"], "code": program["code"], **size})
         payloads = [_memory_file(frame) for frame in frames]

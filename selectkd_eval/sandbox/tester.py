@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
 import re
+import warnings
+from types import CodeType
 from typing import Any, NoReturn
 
 from selectkd_eval.sandbox import plus, verdict
@@ -20,6 +23,9 @@ from selectkd_eval.sandbox.proxies import Far, FromCandidate, Unjudgeable
 
 FALLBACK: dict[str, str] = {}
 """Gold solutions that `isolated` cannot judge: task id -> reason. Run those in `official` and say so."""
+
+PARTS = ("imports", "setup", "test")
+"""The data set's own texts, in the order in which they run."""
 
 _IMPORT_LINE = re.compile(r"^(?:import|from)[ \t].*$", re.MULTILINE)
 
@@ -40,7 +46,7 @@ def run(program: dict[str, Any], channel_fd: int, verdict_fd: int, nonce: str) -
 
 def judge(program: dict[str, Any], far: Far, note: Any) -> tuple[str, str]:
     """(word, detail) of one program. Raises Closed when the candidate ends before its tests do."""
-    sources = {f"<{part}>": program.get(part) or "" for part in ("imports", "setup", "test")}
+    sources = {f"<{part}>": program.get(part) or "" for part in PARTS}
     try:
         announced = far.greet()
         if program.get("plus"):
@@ -69,6 +75,30 @@ def ended(error: BaseException, sources: dict[str, str]) -> tuple[str, str]:
     return word, f"{detail} in {line}" if line and word == "error" else detail
 
 
+def compiled(program: dict[str, Any]) -> dict[str, CodeType]:
+    """The data set's texts of a program as code, by part. One that does not compile is left out: its own judge says so.
+
+    For whoever hands programs out: the same tests come with every sample of a problem.
+    """
+    parts = {part: _compiled(program.get(part) or "", f"<{part}>") for part in (*PARTS, "given")}
+    return {part: code for part, code in parts.items() if code}
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(text: str, name: str) -> CodeType | None:
+    try:
+        with warnings.catch_warnings():  # the data set's style is nobody's output
+            warnings.simplefilter("ignore")
+            return compile(text, name, "exec", dont_inherit=True) if text else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        return None
+
+
+def code_of(program: dict[str, Any], part: str) -> CodeType:
+    """The code of one part, which may have come with the program (`compiled`) under "codes"."""
+    return program.get("codes", {}).get(part) or compile(program[part], f"<{part}>", "exec", dont_inherit=True)
+
+
 def check(program: dict[str, Any], sources: dict[str, str], far: Far, announced: set[str]) -> None:
     """Runs imports, setup and tests in this order, then check(candidate) where there is an entry point. Returns when
     everything held; raises otherwise."""
@@ -76,9 +106,9 @@ def check(program: dict[str, Any], sources: dict[str, str], far: Far, announced:
     lines = import_lines("\n".join(sources.values()))
     if lines:
         far.ask("imports", lines)
-    for name, text in sources.items():
-        if text:
-            exec(compile(text, name, "exec", dont_inherit=True), names)
+    for part in PARTS:
+        if program.get(part):
+            exec(code_of(program, part), names)
     if program.get("entry_point"):
         exec(f"check({program['entry_point']})", names)
 
@@ -121,7 +151,7 @@ class Names(dict[str, Any]):
     def _given(self) -> dict[str, Any]:
         if self._helpers is None:
             self._helpers = {"__name__": "given"}
-            exec(compile(self._program["given"], "<given>", "exec", dont_inherit=True), self._helpers)
+            exec(code_of(self._program, "given"), self._helpers)
         return self._helpers
 
     def _tested(self, name: str) -> bool:

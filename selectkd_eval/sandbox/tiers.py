@@ -82,6 +82,7 @@ class Launcher:
             "PYTHONHASHSEED": str(hash_seed),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
+            "LD_BIND_NOW": "1",  # else every child looks the same functions up anew
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }

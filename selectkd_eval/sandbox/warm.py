@@ -1,12 +1,14 @@
 """What makes a child cheap? That its parent did the same work before the first fork, on a program of its own.
 
 What Python writes on a first run (specialised bytecode, caches, free lists) is then shared by all children instead of
-being copied page by page in each. The program below is this file's own; nothing of any answer is run here.
+being copied page by page in each; and what a child makes anew goes on pages where nothing is that would have to be
+copied with it. The program below is this file's own; nothing of any answer is run here.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from selectkd_eval.sandbox import official, tester
@@ -76,3 +78,27 @@ def up() -> None:
         if fates != [("pass", ""), ("pass", "")]:
             raise RuntimeError(f"a program that is right was judged {fates}")
     sys.modules.pop(MODULE, None)
+
+
+_POOL_BYTES, _POOL_HEAD = 1 << 14, 48  # Python's pools of small objects: their size, and where their first object lies
+_SIZE_STEP, _LARGEST = 16, 512  # the sizes that have pools
+_BYTES_HEAD = 33  # of a bytes object, before its contents
+_MOST_BYTES = 1 << 20  # more than the holes of any size; an allocator with other pools is given up here
+_SMALLEST: dict[int, Callable[[], object]] = {16: object, 32: lambda: int("1000000")}
+
+
+def fill_holes() -> list[object]:
+    """Takes every place that is free between living objects, for as long as the caller keeps the list.
+
+    New objects then lie side by side in fresh pools instead of one each on pages of old ones.
+    """
+    taken: list[object] = []
+    for size in range(_SIZE_STEP, _LARGEST + 1, _SIZE_STEP):
+        filling: list[object] = []
+        for _ in range(_MOST_BYTES // size):
+            one = _SMALLEST[size]() if size in _SMALLEST else bytes(size - _BYTES_HEAD)
+            if id(one) % _POOL_BYTES == _POOL_HEAD:  # the first of a new pool: the old ones are full
+                taken += filling
+                break
+            filling.append(one)
+    return taken
