@@ -154,7 +154,7 @@ def test_a_killed_caller_takes_everything_along(tmp_path: Path, situation: str) 
             runner.kill()
             runner.communicate()
         wait_for(lambda: not below & set(everyone()), "all processes to end")
-        runs = list(Path(scratch).rglob("selectkd-*"))
+        runs = list(Path(scratch).rglob("selectkd-sandbox-*"))
         wait_for(lambda: not any(path.exists() for path in runs), "its directories to go")
 
 

@@ -59,6 +59,9 @@ def joined(out: str, err: str) -> str:
     return f"{out}{'' if not out or out.endswith(chr(10)) else chr(10)}[stderr]\n{err}"
 
 
+_FULL = ("memory", "more files than a program may keep")
+
+
 def verdict(lines: bytes, nonce: str) -> tuple[str, dict[str, Any] | None]:
     """(note, verdict): the first complete line with the nonce and a known word, and a note that came before it."""
     note = ""
@@ -75,14 +78,18 @@ def verdict(lines: bytes, nonce: str) -> tuple[str, dict[str, Any] | None]:
     return note, None
 
 
-def judge(lines: bytes, nonce: str, ends: dict[str, dict[str, Any]], limits: Limits) -> tuple[str, str]:
+def judge(
+    lines: bytes, nonce: str, ends: dict[str, dict[str, Any]], limits: Limits, full: bool = False
+) -> tuple[str, str]:
     """(word, detail) of a program, from its verdict pipe and from how its processes ended.
+
+    `full` says that it left more files than it may keep, which counts even when it was quicker than the guard.
 
     The candidate's CPU time is judged even when a verdict slipped in between two looks at its clock. A candidate
     that is gone counts by its own end, whatever the tests' process made of it.
     """
     note, said = verdict(lines, nonce)
-    word, detail = _judge(said, ends, limits)
+    word, detail = _FULL if full else _judge(said, ends, limits)
     if note and word != "pass" and not detail.startswith(note):
         detail = f"{note}; {detail}" if detail else note
     return word, _clean(detail)
@@ -96,7 +103,7 @@ def _judge(said: dict[str, Any] | None, ends: dict[str, dict[str, Any]], limits:
         return said["word"], str(said.get("detail", ""))
     by_guard = {
         "wall": ("timeout", f"more than {limits.cpu_seconds * limits.wall_factor:g} s of waiting"),
-        "files": ("memory", "more files than a program may keep"),
+        "files": _FULL,
     }
     for end in (candidate, tester):
         if end and end["killed"] in by_guard:

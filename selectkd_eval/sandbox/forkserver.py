@@ -167,6 +167,7 @@ class ForkServer:
             if data == END:  # of a program that had ended by itself in the meantime
                 continue
             report = self._run(data.decode(), descriptors)
+            report["full"] = self.slot.overfull()
             try:
                 self.slot.empty()
             except OSError:

@@ -91,7 +91,7 @@ class Supervisor:
         finally:
             for descriptor in reading:
                 os.close(descriptor)
-        word, detail = judge(said.start(), nonce, report["ends"], self.limits)
+        word, detail = judge(said.start(), nonce, report["ends"], self.limits, report["full"])
         return {
             "word": word,
             "detail": detail,
