@@ -27,6 +27,7 @@ _BOOT = (
     "main(int(requests), int(replies))"
 )
 _CHUNK = 1 << 16
+_PROMPT = 1.0  # s in which a worker ends that has seen its pipe close
 _PATIENCE = 5.0  # s for a worker to end by itself once its pipe is closed
 ROOT = Path(__file__).resolve().parents[2]
 """The directory that holds the package: the worker looks there while it starts, and not afterwards."""
@@ -129,12 +130,14 @@ class Worker:
         if self._errors.closed:
             return
         self._close_pipes()
-        self.process.terminate()  # a process forked off this one may hold the pipes open still
-        try:
-            self.process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        # A process forked off this one may hold the pipes open still; then the worker has to be told otherwise.
+        for seconds, more in ((_PROMPT, self.process.terminate), (_PATIENCE, self.process.kill)):
+            try:
+                self.process.wait(seconds)
+                break
+            except subprocess.TimeoutExpired:
+                more()
+        self.process.wait()
         self._errors.close()
 
     def _close_pipes(self) -> None:
