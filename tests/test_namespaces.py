@@ -24,7 +24,7 @@ import confining
 """
 # In process 1 of the new machine. `given` comes from the test.
 INSIDE = """
-namespaces.enter([*confine.python_paths(), *given['read']], '/work', 1 << 20)
+namespaces.enter([*confine.python_paths(), *given['read']], '/slot', 1 << 20)
 ours, theirs = os.pipe()
 child = os.fork()
 if child:
@@ -48,21 +48,21 @@ try:
         'tcp': tried(lambda: socket.create_connection(('127.0.0.1', given['port']), 5)),
         'abstract': tried(lambda: socket.socket(socket.AF_UNIX).connect(given['abstract'].encode())),
         'kill': tried(lambda: os.kill(given['pid'], 0)),
-        'mount': tried(lambda: namespaces._mount('tmpfs', '/work', 'tmpfs', 0)),
+        'mount': tried(lambda: namespaces._mount('tmpfs', '/slot', 'tmpfs', 0)),
         'new root file': tried(lambda: open('/x', 'w')),
-        'work': tried(lambda: open('/work/a', 'wb').write(b'x' * 1000)),
-        'too much': tried(lambda: open('/work/b', 'wb').write(b'x' * (2 << 20))),
+        'work': tried(lambda: open('/slot/a', 'wb').write(b'x' * 1000)),
+        'too much': tried(lambda: open('/slot/b', 'wb').write(b'x' * (2 << 20))),
         'null': tried(lambda: open('/dev/null', 'w').write('x')),
         'random': tried(lambda: len(open('/dev/urandom', 'rb').read(8))),
         'import': tried(lambda: __import__('sqlite3').__name__),
     }
     if landlock.abi():
-        os.remove('/work/b')
-        os.mkdir('/work/own')
-        jail = confine.prepare(confining.Limits(), '/work/own', confine.python_paths())
+        os.remove('/slot/b')
+        os.mkdir('/slot/own')
+        jail = confine.prepare(confining.Limits(), '/slot/own', confine.python_paths())
         first, second = os.pipe()
         if os.fork() == 0:
-            attempts = {'write': "open('x', 'w').write('y')", 'beside': "open('/work/z', 'w')", 'fork': 'os.fork()'}
+            attempts = {'write': "open('x', 'w').write('y')", 'beside': "open('/slot/z', 'w')", 'fork': 'os.fork()'}
             confining.locked(jail, {'attempts': attempts}, second)
         os.close(second)
         found['locked'] = json.loads(os.fdopen(first).read())

@@ -2,13 +2,11 @@
 
 from selectkd_eval.grading.grade import Grade, Grading
 from selectkd_eval.grading.graders import GRADER_ROWS, GraderRow, open_grader
-from selectkd_eval.grading.number import GRADERS, Grader, NumberGrading, extract_number, gsm8k_gold
+from selectkd_eval.grading.number import NumberGrading, extract_number, gsm8k_gold
 
 __all__ = [
-    "GRADERS",
     "GRADER_ROWS",
     "Grade",
-    "Grader",
     "GraderRow",
     "Grading",
     "NumberGrading",

@@ -1,4 +1,4 @@
-"""Is this answer right? Graders, apart from generation: they read text and know no model.
+"""Is this the number that GSM8K asks for? The final number of a worked solution, whatever it is dressed in.
 
 The paper reports pass@1 on GSM8K without naming its grader, and graders alone move such scores by points.
 So a grader here is a named rule with measured error rates: `gsm8k-numeric` agrees with OpenAI's own verdicts
@@ -12,10 +12,9 @@ Stored completions can be graded again at any time without a model. Competition 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from types import TracebackType
-from typing import NamedTuple
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.grading.grade import Grade
@@ -37,18 +36,6 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _PLAIN = str.maketrans(
     {"−": "-", "－": "-", "．": ".", "，": ",", "＄": "$", "￥": "", "％": "%", "\u00a0": " ", "\u202f": " "}
 )
-
-
-class Grader(NamedTuple):
-    """A named rule: `extract` finds the answer in a completion (None: none there), `gold` in a reference."""
-
-    name: str
-    extract: Callable[[str], str | None]
-    gold: Callable[[str], str]
-
-    def correct(self, completion: str, gold: str) -> bool:
-        """Whether the completion's answer is the gold one, both in canonical form."""
-        return self.extract(completion) == gold
 
 
 def extract_number(completion: str) -> str | None:
@@ -108,9 +95,6 @@ class NumberGrading:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing is held open."""
-
-
-GRADERS = {grader.name: grader for grader in (Grader("gsm8k-numeric", extract_number, gsm8k_gold),)}
 
 
 def _ascii_digits(text: str) -> str:

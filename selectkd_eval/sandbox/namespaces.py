@@ -166,10 +166,10 @@ def _trial(report: int, read_only: Sequence[str]) -> None:
     """Go all the way in, have a child there, and read and write where one must be able to. Never returns."""
     said = "the trial process ended before it was inside"
     try:
-        enter(read_only, "/work", 1 << 20)
+        enter(read_only, "/slot", 1 << 20)
         child = os.fork()
         if child == 0:
-            Path("/work/trial").write_bytes(Path(os.__file__).read_bytes()[:1])
+            Path("/slot/trial").write_bytes(Path(os.__file__).read_bytes()[:1])
             os._exit(0 if os.getpid() == 1 else 1)
         said = "" if os.waitpid(child, 0)[1] == 0 else "a process inside could not read Python's files or write its own"
     except OSError as error:
