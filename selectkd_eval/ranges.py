@@ -43,6 +43,7 @@ SMALLEST = {
 NOT_NEGATIVE = (
     "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout"
 )  # fmt: skip
+MAY_BE_EMPTY = ("--exclude", "--sandbox-packages")  # nothing excluded, no package beside the standard library
 SHARES = ("warmup", "lora_dropout")
 ABOVE_ZERO = ("cpu_seconds",)
 
@@ -52,7 +53,7 @@ def check(options: Any) -> None:
     for field in dataclasses.fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
         if isinstance(value, tuple):
-            _check_list(flag, value, may_be_empty=field.default == () or flag == "--exclude")
+            _check_list(flag, value, may_be_empty=field.default == () or flag in MAY_BE_EMPTY)
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} {value} is not a finite number: give one")
         elif isinstance(value, int) and value < SMALLEST.get(field.name, value):
@@ -66,7 +67,7 @@ def check(options: Any) -> None:
 
 
 def _check_list(flag: str, values: tuple[Any, ...], may_be_empty: bool) -> None:
-    # An empty --exclude says that nothing is excluded; nothing can be measured with no seed or no task.
+    # Nothing can be measured with no prompt or no task.
     if not values and not may_be_empty:
         raise InputError(f"{flag} was given without a value: give at least one, or leave it out for the default")
     if len(set(values)) < len(values):

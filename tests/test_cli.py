@@ -51,7 +51,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["answer", "--temperature", "nan"], "--temperature nan is not a finite number"),
         (["train", "--warmup", "3"], "--warmup is a share"),
         (["train", "--clip", "-1"], "--clip must not be negative"),
-        (["passk", "--seeds"], "--seeds was given without a value"),
+        (["passk", "--k"], "--k was given without a value"),
         (["answer", "--seeds", "1", "1"], "--seeds names one value twice"),
         (["tar", "--threads", "-1"], "--threads must be at least 0"),
         (["answer", "--limit", "1", "--device", "tpu"], "there is no device 'tpu'"),

@@ -27,7 +27,7 @@ _BOOT = (
     "main(int(requests), int(replies))"
 )
 _CHUNK = 1 << 16
-_PROMPT = 1.0  # s in which a worker ends that has seen its pipe close
+_PROMPT = 0.5  # s in which a worker ends that has seen its pipe close
 _PATIENCE = 5.0  # s for a worker to end by itself once its pipe is closed
 ROOT = Path(__file__).resolve().parents[2]
 """The directory that holds the package: the worker looks there while it starts, and not afterwards."""
