@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labelled import labelled_math
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.grading import GRADER_ROWS, open_grader
@@ -81,16 +82,6 @@ def verdicts(name: str, completions: list[str], references: list[str]) -> list[b
     with open_grader(name, 2) as grader:
         golds = [grader.gold(reference) for reference in references]
         return [grade.correct for grade in grader.grade(list(zip(completions, golds, strict=True)))]
-
-
-def labelled_math(shared_data: Path) -> list[tuple[str, str, bool]]:
-    with gzip.open(shared_data / "passk_validation" / "math_qwen_math_cot_100x8.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
-    return [
-        (text, row["solution"], verdict)
-        for row in rows
-        for text, verdict in zip(row["code"], row["score"], strict=True)
-    ]
 
 
 @pytest.mark.parametrize(

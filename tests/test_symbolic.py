@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labelled import labelled_math
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.grading import open_grader
@@ -74,17 +75,6 @@ HARMLESS = [
 def grader() -> Iterator[MathVerify]:
     with MathVerify(workers=2) as opened:
         yield opened
-
-
-def labelled(shared_data: Path) -> list[tuple[str, str, bool]]:
-    """(completion, reference solution, Qwen's verdict) of 100 problems x 8."""
-    with gzip.open(shared_data / "passk_validation" / "math_qwen_math_cot_100x8.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
-    return [
-        (text, row["solution"], verdict)
-        for row in rows
-        for text, verdict in zip(row["code"], row["score"], strict=True)
-    ]
 
 
 def test_spellings_of_one_answer(grader: MathVerify) -> None:
@@ -219,7 +209,7 @@ def test_plain_cases_are_decided_without_an_error_and_alike_from_both_sides(text
 
 def test_agrees_with_the_labels(grader: MathVerify, shared_data: Path) -> None:
     """799 of 800; the other label says that 10000 is not 10{,}000."""
-    rows = labelled(shared_data)
+    rows = labelled_math(shared_data)
     grades = grader.grade([(text, grader.gold(solution)) for text, solution, _ in rows])
     assert len(rows) == 800
     differing = [
@@ -232,7 +222,9 @@ def test_agrees_with_the_labels(grader: MathVerify, shared_data: Path) -> None:
 
 def test_what_is_decided_plainly_is_decided_as_math_verify_would(grader: MathVerify, shared_data: Path) -> None:
     """Percent signs aside: what math-verify makes of them depends on the version of its parser."""
-    pairs = {(tidy(last_boxes(text)[-1]), tidy(boxed_gold(solution))) for text, solution, _ in labelled(shared_data)}
+    pairs = {
+        (tidy(last_boxes(text)[-1]), tidy(boxed_gold(solution))) for text, solution, _ in labelled_math(shared_data)
+    }
     plain = sorted(pair for pair in pairs if plainly(*pair) is not None and "%" not in "".join(pair))
     replies = grader.pool.run([(f"$${answer}$$", f"$${gold}$$") for answer, gold in plain])
     assert len(plain) > 90
