@@ -16,7 +16,7 @@ from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.pass_columns import Column
 from analysis.table_ir import number, signed
-from selectkd_eval import measures, stats
+from selectkd_eval import measures, stats, win_rates
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
@@ -76,7 +76,7 @@ def _win_lines(grid: Grid) -> list[str]:
                 continue
             word = _verdict(value, 0.5, ("wins", "loses", "not settled"))
             parts.append(f"{grid.library.label(method)} {_percent(value)} of {value.n:,} prompts decided ({word})")
-        rule = measures.TIES[str(column.get("ties"))]
+        rule = win_rates.TIES[str(column.get("ties"))]
         if parts:
             lines.append(f"Win rate on {grid.label(column)} ({judge}, {rule}): {'; '.join(parts)}.")
         lines += _against_references(grid, column, here, "win rate")

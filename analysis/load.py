@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from analysis import pass_columns
 from analysis.pass_columns import Column
-from selectkd_eval import measures, records
+from selectkd_eval import records, win_rates
 from selectkd_eval.errors import InputError
 from selectkd_eval.measures import Terms
 from selectkd_eval.records import Record, canonical
@@ -213,11 +213,11 @@ class Library:
                 "decoding": canonical(facts.get("generation")),
                 "protocol": protocol.get("name", ""),
                 "protocol_sha256": protocol.get("sha256"),
-                "ties": measures.tie_rule(record),
+                "ties": win_rates.tie_rule(record),
             }
             label = f"{key['prompts'] or 'prompts'} vs {baseline}"
             column = Column("winrate", label, tuple(key.items()))
-            yield self._measurement(column, facts.get("candidate") or {}, measures.win_rate(record), record)
+            yield self._measurement(column, facts.get("candidate") or {}, win_rates.win_rate(record), record)
 
     def _measurement(self, column: Column, card: Card, terms: Terms, record: Record) -> Measurement:
         return Measurement(column, self.method(card), card.get("seed"), terms, record)

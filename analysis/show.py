@@ -17,7 +17,7 @@ from analysis import pass_columns
 from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
-from selectkd_eval import measures, passk_table
+from selectkd_eval import measures, passk_table, win_rates
 from selectkd_eval.records import Record, canonical, read
 from selectkd_eval.stats import Estimate
 from selectkd_eval.terminal import visible
@@ -66,10 +66,10 @@ def _passk(record: Record) -> Iterator[str]:
 
 
 def _winrate(record: Record) -> Iterator[str]:
-    counts = ", ".join(f"{count:,} {word}" for word, count in measures.verdict_counts(record.rows).items())
+    counts = ", ".join(f"{count:,} {word}" for word, count in win_rates.verdict_counts(record.rows).items())
     judge = record.facts.get("judge") or {}
     note = f" ({LIKELIHOOD_NOTE})" if judge.get("kind") == "likelihood" else ""
-    yield f"win rate: {_percent(measures.win_rate(record).estimate())}, {measures.TIES[measures.tie_rule(record)]}"
+    yield f"win rate: {_percent(win_rates.win_rate(record).estimate())}, {win_rates.TIES[win_rates.tie_rule(record)]}"
     yield f"verdicts: {counts}"
     yield f"judge: {judge.get('name', 'unnamed')}{note}"
 

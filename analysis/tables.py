@@ -19,7 +19,7 @@ from analysis.pass_columns import Column, outcomes
 from analysis.speed_table import speed_table
 from analysis.table_ir import Block, Cell, Row, Table, finish, number
 from analysis.table_ir import Column as TableColumn
-from selectkd_eval import measures, stats
+from selectkd_eval import stats, win_rates
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import TableOptions
 
@@ -67,7 +67,7 @@ def win_rate_table(records: Library, resamples: int) -> Table:
     """Table 1: win rates in percent, one column per prompt set, baseline, judge and protocol."""
     grid = _grid(records, "winrate", resamples, "table 1 needs winrate records")
     judges = sorted({_judge(column) for column in grid.columns})
-    rules = sorted({measures.TIES[str(column.get("ties"))] for column in grid.columns})
+    rules = sorted({win_rates.TIES[str(column.get("ties"))] for column in grid.columns})
     caption = f"Win rate in percent; judge: {'; '.join(judges)}; {'; '.join(rules)}. {_sample(grid)}"
     return _measured_table("table1", "Table 1. Win rates.", caption, grid, [*_verdict_notes(grid)])
 
@@ -235,7 +235,7 @@ def _verdict_notes(grid: Grid) -> list[str]:
             found = grid.found.get((column, method), [])
             if not found:
                 continue
-            counts = measures.verdict_counts([row for f in found for row in f.record.rows])
+            counts = win_rates.verdict_counts([row for f in found for row in f.record.rows])
             words = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
             notes.append(f"Verdicts, {grid.library.label(method)}, {grid.label(column)}: {words}.")
     return notes

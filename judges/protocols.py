@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from selectkd_eval.errors import choose
-from selectkd_eval.measures import TIES
 from selectkd_eval.records import canonical
+from selectkd_eval.win_rates import TIES
 
 Order = Literal["candidate-first", "baseline-first"]
 Message = dict[str, str]
@@ -63,7 +63,7 @@ _LABEL = re.compile(r"\[\[(?=\s*[A-Za-z]\s*\]\])")
 class Protocol:
     """A named way of judging.
 
-    `order`: one order per prompt drawn at random, or both. `ties` is a tie rule of `measures.TIES`. `labels` maps
+    `order`: one order per prompt drawn at random, or both. `ties` is a tie rule of `win_rates.TIES`. `labels` maps
     what the judge writes to the position it names. `decoding` is sent as it is; what it leaves out is the server's
     own choice.
     """

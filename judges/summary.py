@@ -11,15 +11,15 @@ from typing import Any
 
 from judges import protocols, replay
 from judges.protocols import BOTH_ORDERS
-from selectkd_eval import measures
+from selectkd_eval import win_rates
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
 
 def lines(record: Record) -> list[str]:
     """The result of a finished winrate record, the number first."""
-    facts, counts = record.facts, measures.verdict_counts(record.rows)
-    terms = measures.win_rate(record)
+    facts, counts = record.facts, win_rates.verdict_counts(record.rows)
+    terms = win_rates.win_rate(record)
     estimate = terms.estimate()
     protocol, judge = facts["protocol"], facts["judge"]
     out = [
@@ -39,7 +39,7 @@ def lines(record: Record) -> list[str]:
     out += _reasons(record)
     missing = counts["unreadable"] + counts["failed"]
     if missing:
-        low, high = measures.win_rate_bounds(record)
+        low, high = win_rates.win_rate_bounds(record)
         out.append(
             f"  bounds       {number(low)} if all {missing} without a verdict were lost, {number(high)} if all were won"
         )
@@ -81,7 +81,7 @@ def _positions(record: Record) -> list[str]:
     ties = record.facts["protocol"]["ties"]
     parts = []
     for order, where in zip(BOTH_ORDERS, ("first", "second"), strict=True):
-        terms = measures.win_rate_terms([row for row in record.rows if row["order"] == order], ties)
+        terms = win_rates.win_rate_terms([row for row in record.rows if row["order"] == order], ties)
         parts.append(f"shown {where} {percent(terms.estimate())} (n {terms.den.sum():g})")
     return ["  position     " + ", ".join(parts)]
 
@@ -90,7 +90,7 @@ def _published(record: Record) -> list[str]:
     """AlpacaEval's own figures, for comparison with its leaderboard digit by digit."""
     raw: list[Any] = [-1.0 if row["verdict"] == "failed" else row["raw"] for row in record.rows]
     row = replay.leaderboard_row(raw)
-    excluded = measures.win_rate_terms([{**r, "preference": None} for r in record.rows], "excluded").estimate()
+    excluded = win_rates.win_rate_terms([{**r, "preference": None} for r in record.rows], "excluded").estimate()
     return [
         "  AlpacaEval   " + ", ".join(f"{name} {value!r}" for name, value in row.items()),
         f"  ties out     {percent(excluded)} of {row['n_wins'] + row['n_wins_base']} decided",

@@ -39,9 +39,12 @@ SMALLEST = {
     "sequences": 1,
     "directions": 1,
     "repetitions": 1,
+    "repeats": 1,
+    "requests_per_minute": 0,
+    "tokens_per_minute": 0,
 }
 NOT_NEGATIVE = (
-    "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout"
+    "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout", "max_cost"
 )  # fmt: skip
 MAY_BE_EMPTY = ("--exclude", "--sandbox-packages")  # nothing excluded, no package beside the standard library
 SHARES = ("warmup", "lora_dropout")

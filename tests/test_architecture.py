@@ -19,7 +19,7 @@ ALLOWED = {
     "judges": {"judges", "selectkd_eval"},
     "analysis": {"analysis", "selectkd_eval"},
 }
-FLOOR = {"errors", "verbs", "records", "stats", "environment", "measures"}
+FLOOR = {"errors", "verbs", "records", "stats", "environment", "measures", "win_rates"}
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
     *("heads", "blocks", "chunked"),
@@ -76,8 +76,7 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
-    limit = 500 if path.name == "verbs.py" else 360  # verbs.py is a table of every option, not code
-    assert len(text.splitlines()) <= limit
+    assert len(text.splitlines()) <= 360
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 70, f"{path.name}: {node.name} is long"

@@ -12,7 +12,7 @@ import record_factory as make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectkd_eval import measures, stats
+from selectkd_eval import measures, stats, win_rates
 from selectkd_eval.errors import InputError
 
 
@@ -51,7 +51,7 @@ def test_pass_at_1_keeps_tasks_apart() -> None:
 )
 def test_the_tie_rules_on_two_wins_a_loss_and_a_tie(rule: str, expected: float) -> None:
     rows = [verdict(p, w) for p, w in zip("abcd", ("candidate", "candidate", "baseline", "tie"), strict=True)]
-    assert measures.win_rate_terms(rows, rule).value == pytest.approx(expected)
+    assert win_rates.win_rate_terms(rows, rule).value == pytest.approx(expected)
 
 
 def test_the_mean_of_two_orders_is_distillm2s_arithmetic() -> None:
@@ -60,32 +60,32 @@ def test_the_mean_of_two_orders_is_distillm2s_arithmetic() -> None:
     for order, wins, ties in (("candidate-first", 69, 15), ("baseline-first", 49, 8)):
         words = ["candidate"] * wins + ["tie"] * ties + ["baseline"] * (218 - wins - ties)
         rows += [verdict(f"p{i}", word, order) for i, word in enumerate(words)]
-    assert measures.win_rate_terms(rows, "half-per-order").value == pytest.approx(0.2970183486238532)
+    assert win_rates.win_rate_terms(rows, "half-per-order").value == pytest.approx(0.2970183486238532)
 
 
 def test_an_order_with_fewer_readable_verdicts_weighs_the_same() -> None:
     rows = [verdict(f"p{i}", "candidate") for i in range(8)]
     rows += [verdict("p0", "baseline", "baseline-first")]
     rows += [verdict(f"p{i}", "unreadable", "baseline-first") for i in range(1, 8)]
-    assert measures.win_rate_terms(rows, "half-per-order").value == pytest.approx(0.5)
-    assert measures.win_rate_terms(rows, "half").value == pytest.approx(8 / 9)
+    assert win_rates.win_rate_terms(rows, "half-per-order").value == pytest.approx(0.5)
+    assert win_rates.win_rate_terms(rows, "half").value == pytest.approx(8 / 9)
 
 
 def test_agreement_counts_a_win_only_when_both_orders_say_so() -> None:
     rows = [verdict("a", "candidate"), verdict("a", "candidate", "baseline-first")]
     rows += [verdict("b", "candidate"), verdict("b", "baseline", "baseline-first")]
-    found = measures.win_rate_terms(rows, "agreement")
+    found = win_rates.win_rate_terms(rows, "agreement")
     assert found.num.tolist() == [1.0, 0.5]
     assert found.den.tolist() == [1.0, 1.0]
 
 
 def test_a_preference_is_a_share_of_a_win() -> None:
-    assert measures.win_rate_terms([verdict("a", "candidate", preference=0.75)]).value == 0.75
+    assert win_rates.win_rate_terms([verdict("a", "candidate", preference=0.75)]).value == 0.75
 
 
 def test_an_unknown_tie_rule_is_named_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'half'"):
-        measures.win_rate_terms([], "halv")
+        win_rates.win_rate_terms([], "halv")
 
 
 def test_swapped_sides_mirror_the_win_rate() -> None:
@@ -93,38 +93,38 @@ def test_swapped_sides_mirror_the_win_rate() -> None:
     swap = {"candidate": "baseline", "baseline": "candidate"}
     rows = [verdict(f"p{i}", word) for i, word in enumerate(words)]
     mirrored = [{**row, "verdict": swap.get(row["verdict"], row["verdict"])} for row in rows]
-    for rule in measures.TIES:
-        one, other = (measures.win_rate_terms(side, rule).value for side in (rows, mirrored))
+    for rule in win_rates.TIES:
+        one, other = (win_rates.win_rate_terms(side, rule).value for side in (rows, mirrored))
         assert one + other == pytest.approx(1.0)
 
 
 def test_unreadable_and_failed_comparisons_bound_the_win_rate(tmp_path: Path) -> None:
     record = make.winrate(tmp_path, make.card("KD", 0), make.card("SFT-control", 0), n=10)
     record.rows[0]["verdict"] = "unreadable"
-    low, high = measures.win_rate_bounds(record)
-    assert low < measures.win_rate(record).value < high
-    assert measures.verdict_counts(record.rows)["unreadable"] == 1
+    low, high = win_rates.win_rate_bounds(record)
+    assert low < win_rates.win_rate(record).value < high
+    assert win_rates.verdict_counts(record.rows)["unreadable"] == 1
 
 
 def test_a_prompt_that_only_tied_keeps_methods_pairable() -> None:
-    a = measures.win_rate_terms([verdict("p", "candidate"), verdict("q", "tie")])
-    b = measures.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate")])
+    a = win_rates.win_rate_terms([verdict("p", "candidate"), verdict("q", "tie")])
+    b = win_rates.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate")])
     assert a.prompts == b.prompts
     assert measures.delta(a, b, 100)[0].value == pytest.approx(1.0 - 0.5)
 
 
-@pytest.mark.parametrize("rule", sorted(measures.TIES))
+@pytest.mark.parametrize("rule", sorted(win_rates.TIES))
 def test_a_failed_comparison_is_in_no_sum_and_keeps_methods_pairable(rule: str) -> None:
     failed = {"prompt": "q", "seed": 0, "order": "candidate-first", "error": "no reply"}
-    a = measures.win_rate_terms([verdict("p", "candidate"), failed, verdict("r", "candidate")], rule)
-    b = measures.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "baseline")], rule)
+    a = win_rates.win_rate_terms([verdict("p", "candidate"), failed, verdict("r", "candidate")], rule)
+    b = win_rates.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "baseline")], rule)
     assert a.den.tolist() == [1, 0, 1]
     assert measures.delta(a, b, 100)[0].value == pytest.approx(1 - 1 / 3)
 
 
 def test_a_differences_n_counts_the_prompts_that_were_decided() -> None:
-    a = measures.win_rate_terms([verdict("p", "candidate"), verdict("q", "tie"), verdict("r", "tie")])
-    b = measures.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "tie")])
+    a = win_rates.win_rate_terms([verdict("p", "candidate"), verdict("q", "tie"), verdict("r", "tie")])
+    b = win_rates.win_rate_terms([verdict("p", "baseline"), verdict("q", "candidate"), verdict("r", "tie")])
     assert measures.delta(a, b, 100)[0].n == 2
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from judges import verdicts
 from judges.protocols import BOTH_ORDERS, PROTOCOLS, in_words, neutralise, protocol
 from selectkd_eval.errors import InputError
-from selectkd_eval.measures import TIES
+from selectkd_eval.win_rates import TIES
 
 SELECTKD = PROTOCOLS["selectkd"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from judges import replay
-from selectkd_eval import measures, records
+from selectkd_eval import records, win_rates
 from selectkd_eval.cli import main
 from selectkd_eval.errors import InputError
 
@@ -42,8 +42,8 @@ def test_published_rows_are_reproduced(
     printed = capsys.readouterr().out
     assert f"win_rate {ours['win_rate']!r}" in printed
     record = records.read(next(tmp_path.glob("winrate-*.jsonl")))
-    assert measures.win_rate(record).value * 100 == pytest.approx(float(published["win_rate"]), abs=1e-9)
-    counts = measures.verdict_counts(record.rows)
+    assert win_rates.win_rate(record).value * 100 == pytest.approx(float(published["win_rate"]), abs=1e-9)
+    counts = win_rates.verdict_counts(record.rows)
     assert counts["candidate"] == ours["n_wins"] and counts["unreadable"] == 805 - ours["n_total"]
 
 
@@ -63,7 +63,7 @@ def test_distillm2_counts_by_the_mean_of_both_orders(shared_data: Path) -> None:
         words = [("candidate", "win"), ("baseline", "lose"), ("tie", "tie")]
         spelled = [word for word, key in words for _ in range(counts[name][key])]
         rows += [{"prompt": str(i), "order": order, "verdict": word} for i, word in enumerate(spelled)]
-    rate = measures.win_rate_terms(rows, "half-per-order").value
+    rate = win_rates.win_rate_terms(rows, "half-per-order").value
     assert rate == pytest.approx(counts["avg_weighted_wr"], abs=1e-9)
 
 

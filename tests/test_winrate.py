@@ -16,7 +16,7 @@ from judge_server import serving
 from judging import answer_record
 
 from judges import likelihood
-from selectkd_eval import measures, records
+from selectkd_eval import records, win_rates
 from selectkd_eval.cli import main
 
 KEY = "sk-a-secret-that-must-not-leak"
@@ -60,7 +60,7 @@ def test_a_served_judge_is_asked_once_per_shown_order(
         assert len(server.requests) == calls
     record = judged(tmp_path)
     # The server prefers the longer answer: 16 wins of 24, whatever the order and the tie rule.
-    assert measures.win_rate(record).value == pytest.approx(2 / 3)
+    assert win_rates.win_rate(record).value == pytest.approx(2 / 3)
     assert record.facts["protocol"]["name"] == protocol and record.facts["judge"]["kind"] == "server"
     printed = capsys.readouterr()
     assert printed.out.startswith("win rate 66.67 % [") and "student over base" in printed.out
@@ -95,10 +95,10 @@ def test_an_unreadable_reply_is_asked_about_once_more_and_then_counted(
         assert calls == N + 1
         assert main(command(tmp_path / "b", server.url, *sides)) == 0
         assert len(server.requests) == calls  # it was paid for; asking again would be paying again
-    assert measures.verdict_counts(judged(tmp_path / "a").rows)["unreadable"] == 0
+    assert win_rates.verdict_counts(judged(tmp_path / "a").rows)["unreadable"] == 0
     record = judged(tmp_path / "b")
-    assert measures.verdict_counts(record.rows)["unreadable"] == 1
-    low, high = measures.win_rate_bounds(record)
+    assert win_rates.verdict_counts(record.rows)["unreadable"] == 1
+    low, high = win_rates.win_rate_bounds(record)
     assert high - low == pytest.approx(1 / N)
     assert f"bounds       {low * 100:.2f} % if all 1 without" in capsys.readouterr().out
 
@@ -108,7 +108,7 @@ def test_a_failed_call_is_not_an_answer_and_is_tried_again(tmp_path: Path, capsy
     with serving(script=["400"]) as server:
         assert main(command(tmp_path, server.url, *sides, "--concurrency", "1")) == 0
         record = judged(tmp_path)
-        assert measures.verdict_counts(record.rows)["failed"] == 1 == len(record.failed)
+        assert win_rates.verdict_counts(record.rows)["failed"] == 1 == len(record.failed)
         assert "1 failed: the same command tries them again" in capsys.readouterr().out
         assert main(command(tmp_path, server.url, *sides)) == 0
         assert len(server.requests) == N + 1
@@ -282,7 +282,7 @@ def test_the_likelihood_judge_follows_the_models_own_numbers(
     straight, mirrored = judged(tmp_path / "0"), judged(tmp_path / "1")
     for row in straight.rows:
         assert (row["verdict"] == "candidate") == (row["candidate_score"] > row["baseline_score"])
-    assert measures.win_rate(straight).value + measures.win_rate(mirrored).value == pytest.approx(1)
+    assert win_rates.win_rate(straight).value + win_rates.win_rate(mirrored).value == pytest.approx(1)
     note = f"a likelihood under {tiny_pair.teacher}, not a human or LLM preference; rewards bland text"
     assert straight.facts["judge"]["note"] == note and note in capsys.readouterr().out
     assert main([*base, *sides, "--tie-band", "1000"]) == 0
