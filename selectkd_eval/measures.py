@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,13 +33,15 @@ NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0, "no data")
 class Terms:
     """Numerator and denominator per prompt, (N,) each, with the prompts' ids in sorted order.
 
-    `proportion` says that the ratio is a share of successes, so that an interval at the edges is Wilson's.
+    `proportion` says that the ratio is a share of successes, so that an interval at the edges is Wilson's. `strata`
+    names every prompt's task, (N,), where there are several: resampling keeps the number of prompts of each.
     """
 
     prompts: tuple[str, ...]
     num: Floats
     den: Floats
     proportion: bool = False
+    strata: tuple[str, ...] | None = None
 
     @property
     def value(self) -> float:
@@ -47,7 +49,12 @@ class Terms:
         total = float(self.den.sum())
         return float(self.num.sum()) / total if total else float("nan")
 
-    def estimate(self, resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
+    def estimate(
+        self,
+        resamples: int = stats.RESAMPLES,
+        seed: int = 0,
+        method: Literal["percentile", "bca"] = "percentile",
+    ) -> Estimate:
         """The ratio with its 95 % interval over prompts; n counts the prompts that have a denominator."""
         counted = int(np.count_nonzero(self.den))
         if not counted:
@@ -55,26 +62,33 @@ class Terms:
         some = self.den > 0
         if self.proportion and stats.at_the_edge(self.num[some], self.den[some]):
             return stats.wilson(self.value * counted, counted)
-        found = stats.ratio(self.num, self.den, resamples=resamples, seed=seed)
+        how: Any = {} if method == "percentile" else {"method": method}
+        found = stats.ratio(self.num, self.den, strata=self.strata, resamples=resamples, seed=seed, **how)
         return replace(found, n=counted)
 
 
-def terms(parts: Iterable[tuple[str, float, float]], proportion: bool = False) -> Terms:
-    """Add up (prompt, num, den) by prompt."""
+def terms(
+    parts: Iterable[tuple[str, float, float]], proportion: bool = False, tasks: Mapping[str, str] | None = None
+) -> Terms:
+    """Add up (prompt, num, den) by prompt; `tasks` names the task of every prompt."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for prompt, num, den in parts:
         sums[prompt][0] += num
         sums[prompt][1] += den
     prompts = tuple(sorted(sums))
     table = np.array([sums[prompt] for prompt in prompts], dtype=np.float64).reshape(-1, 2)
-    return Terms(prompts, table[:, 0], table[:, 1], proportion)
+    named = None if tasks is None else tuple(tasks.get(prompt, "") for prompt in prompts)
+    strata = named if named and len(set(named)) > 1 else None
+    return Terms(prompts, table[:, 0], table[:, 1], proportion, strata)
 
 
 def pool(parts: Sequence[Terms]) -> Terms:
     """The sums of several runs (training seeds), prompt by prompt, so that a prompt stays one unit."""
+    tasks = {p: task for part in parts if part.strata for p, task in zip(part.prompts, part.strata, strict=True)}
     return terms(
         ((p, n, d) for part in parts for p, n, d in zip(part.prompts, part.num, part.den, strict=True)),
         all(part.proportion for part in parts),
+        tasks or None,
     )
 
 
@@ -86,7 +100,7 @@ def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -
     _same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
-    found, p = stats.paired_delta(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
+    found, p = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.strata, resamples=resamples, seed=seed)
     return replace(found, n=int(np.count_nonzero((a.den > 0) | (b.den > 0)))), p
 
 

@@ -20,16 +20,18 @@ TIES = {
     "half-per-order": "a tie counts half, mean of the two orders' rates",  # DistiLLM-2's
     "agreement": "both orders must agree, else a tie, which counts half",  # MT-bench's
 }
-VERDICTS = ("candidate", "baseline", "tie", "unreadable", "failed")
+VERDICTS = ("candidate", "baseline", "tie", "unreadable", "truncated", "filtered", "failed")
+DECIDED = VERDICTS[:3]  # the words that count; the others are in no rate, and every rate says how many they are
 
 
 def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
     """Wins and counted comparisons per prompt under a tie rule of TIES.
 
     A row with a `preference` in [0, 1] (a judge that gave a probability) counts as that share of a win.
-    Unreadable and failed comparisons are in neither sum: see `verdict_counts`.
+    What got no verdict is in neither sum: see `verdict_counts`. Rows of several tasks give strata.
     """
     choose(ties, TIES, "tie rule")
+    rows = list(rows)
     counted = _agreed(rows) if ties == "agreement" else rows
     shares = [(row, _share(row, ties)) for row in counted]
     # The mean of the orders' rates weighs each order alike, however many of its verdicts could be read.
@@ -41,7 +43,23 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
         # A prompt without a counted comparison stays, with nothing in either sum, so that methods pair.
         weight = 0.0 if share is None else even / sizes[row.get("order") if per_order else None]
         parts.append((str(row["prompt"]), (share or 0.0) * weight, weight))
-    return terms(parts, proportion=True)
+    return terms(parts, proportion=True, tasks={str(row["prompt"]): str(row.get("task") or "") for row in rows})
+
+
+def by_seed(rows: Iterable[Row], ties: str = "excluded") -> dict[int, Terms]:
+    """The terms of every answer seed apart, all over the same prompts: the crossed design of prompts and seeds."""
+    rows = list(rows)
+    prompts = {str(row["prompt"]): str(row.get("task") or "") for row in rows}
+    apart: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        apart[int(row.get("seed") or 0)].append(row)
+    found = {}
+    for seed, own in sorted(apart.items()):
+        part = win_rate_terms(own, ties)
+        sums = ((p, n, d) for p, n, d in zip(part.prompts, part.num, part.den, strict=True))
+        # A prompt that this seed did not answer stands with nothing in either sum.
+        found[seed] = terms([*sums, *((prompt, 0.0, 0.0) for prompt in prompts)], proportion=True, tasks=prompts)
+    return found
 
 
 def _share(row: Row, ties: str) -> float | None:
@@ -56,15 +74,15 @@ def _share(row: Row, ties: str) -> float | None:
 
 
 def _agreed(rows: Iterable[Row]) -> list[Row]:
-    """One row per (prompt, seed): the verdict both orders share, else a tie; unreadable if any is."""
-    together: dict[tuple[str, Any], list[Row]] = defaultdict(list)
+    """One row per (prompt, seed, sample): the verdict both orders share, else a tie; unreadable if either has none."""
+    together: dict[tuple[str, Any, Any], list[Row]] = defaultdict(list)
     for row in rows:
-        together[str(row["prompt"]), row.get("seed")].append(row)
+        together[str(row["prompt"]), row.get("seed"), row.get("sample") or 0].append(row)
     merged: list[Row] = []
-    for (prompt, _), pair in together.items():
+    for (prompt, _, _), pair in together.items():
         # One order alone cannot agree with itself: a failed other order leaves the comparison undecided.
         verdicts = {"failed" if "error" in row else row["verdict"] for row in pair}
-        if verdicts & {"unreadable", "failed"}:
+        if not verdicts <= set(DECIDED):
             verdict = "unreadable"
         else:
             verdict = verdicts.pop() if len(verdicts) == 1 else "tie"
@@ -89,18 +107,20 @@ def verdict_counts(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def win_rate_bounds(record: Any) -> tuple[float, float]:
-    """The win rate if every unreadable or failed comparison had been lost, and if all had been won."""
+    """The win rate if every comparison without a verdict had been lost, and if all had been won."""
 
     def if_all_were(word: str) -> float:
-        rows = [_settled(row, word) if _undecided(row) else row for row in record.rows]
+        rows = [_settled(row, word) if undecided(row) else row for row in record.rows]
         return win_rate_terms(rows, tie_rule(record)).value
 
     return if_all_were("baseline"), if_all_were("candidate")
 
 
-def _undecided(row: Row) -> bool:
-    return "error" in row or row["verdict"] in ("unreadable", "failed")
+def undecided(row: Row) -> bool:
+    """Whether a comparison got no verdict."""
+    return "error" in row or row["verdict"] not in DECIDED
 
 
 def _settled(row: Row, word: str) -> Row:
-    return {"prompt": row["prompt"], "seed": row.get("seed"), "order": row.get("order"), "verdict": word}
+    kept = {name: row.get(name) for name in ("prompt", "seed", "order", "sample", "task")}
+    return {**kept, "verdict": word}
