@@ -67,7 +67,10 @@ def _prompts(_: ListOptions) -> dict[str, Entry]:
     prompts = importlib.import_module("selectkd_eval.prompts")
     sets = {name: prompts.load_prompts(name) for name in prompts.EMBEDDED_SETS if ":" in name}
     lines = {name: f"{len(found.prompts)} prompts, sha256 {found.sha256[:12]}" for name, found in sets.items()}
-    return {name: Entry(line, f"{line}\n\n{sets[name].prompts[0].text}") for name, line in lines.items()}
+    embedded = {name: Entry(line, f"{line}\n\n{sets[name].prompts[0].text}") for name, line in lines.items()}
+    # Sets that are not shipped are described and not looked for: a list needs no network.
+    named = importlib.import_module("selectkd_eval.prompt_sets")
+    return embedded | {name: Entry(named.facts_line(name), named.explanation(name)) for name in named.PROMPT_SETS}
 
 
 def _tasks(_: ListOptions) -> dict[str, Entry]:

@@ -1,8 +1,8 @@
 """What is asked, and how does a model see it? Prompt sets, and the one place where text becomes tokens.
 
 A prompt is known by the hash of its text: records are joined by it, training text is de-duplicated by it. Sets
-come by name (the embedded families), from a JSON or JSONL file, or from an `answer` record, whose answers then
-are the reference text.
+come by name (the embedded families, and those of `prompt_sets`), from a JSON or JSONL file, or from an `answer`
+record, whose answers then are the reference text.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selectkd_eval import records
+from selectkd_eval import prompt_sets, records
 from selectkd_eval.errors import InputError, choose
+from selectkd_eval.prompt_sets import PROMPT_SETS
 
 PROMPT_FIELDS = ("prompt", "instruction", "question", "text")
-ANSWER_FIELDS = ("answer", "output", "response", "completion")
+ANSWER_FIELDS = ("answer", "output", "response", "completion", "generated_text")  # the last one is DistiLLM-2's
+CONVERSATION_FIELDS = ("messages", "conversations")
 
 EMBEDDED_SETS = {
     f"{family}{part}": f"{family}{part or ':test'}"
     for family in ("mini-gsm", "mini-stories")
     for part in ("", ":test", ":labelled", ":train", ":validation")
 }
+NAMED = (*EMBEDDED_SETS, *PROMPT_SETS)
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A named list of prompts and the digest of all its text."""
+    """A named list of prompts and the digest of all its text. `files` holds the sha256 of every named set's file."""
 
     name: str
     prompts: list[Prompt]
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -58,7 +63,8 @@ class PromptSet:
 
     def facts(self) -> dict[str, Any]:
         """For a record's header."""
-        return {"name": self.name, "sha256": self.sha256, "n": len(self.prompts)}
+        files = {"files": dict(self.files)} if self.files else {}
+        return {"name": self.name, "sha256": self.sha256, "n": len(self.prompts)} | files
 
 
 def prompt_id(text: str) -> str:
@@ -66,57 +72,119 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
-def load_prompts(name: str, limit: int | None = None) -> PromptSet:
+def load_prompts(name: str, limit: int | None = None, prompt_dir: Path | None = None) -> PromptSet:
     """The prompts of a named set, a file, an answer record, or several of these joined by commas.
 
-    `limit` keeps the first N of each. Prompts with the same text are kept once.
+    `limit` keeps the first N of each. Prompts with the same text are kept once, or once per answer where their
+    answers differ. Of several sets each prompt's `source` is its set's name; in a single one it is what the set says
+    of it (AlpacaEval: its data set). `prompt_dir` holds the files of sets that are not embedded. When such a file is
+    not the published one, a note on stderr says so.
     """
     parts = [part.strip() for part in name.split(",") if part.strip()]
     if not parts:
-        raise InputError("the prompt set has no name: give a file, or one of " + ", ".join(EMBEDDED_SETS))
-    found = [prompt for part in parts for prompt in _unique(_load_one(part), limit)]
+        raise InputError("the prompt set has no name: give a file, or one of " + ", ".join(NAMED))
+    found, files = [], {}
+    for part in parts:
+        prompts, sha256 = _load_one(part, prompt_dir)
+        own = list(_unique(prompts, limit))
+        if sha256:
+            files[part] = sha256
+        # The embedded prompts name their family already.
+        whole = len(parts) > 1 and part not in EMBEDDED_SETS
+        found += [replace(prompt, source=_set_name(part)) for prompt in own] if whole else own
     if not found:
         raise InputError(f"{name} holds no prompts: give a file with one per line, or a named set")
-    return PromptSet(name, list(_unique(found, None)))
+    return PromptSet(name, list(_unique(found, None)), files)
 
 
-def _load_one(name: str) -> Iterable[Prompt]:
+def _set_name(part: str) -> str:
+    return part if part in NAMED else Path(part).name
+
+
+def _load_one(name: str, prompt_dir: Path | None) -> tuple[Iterable[Prompt], str]:
+    """Its prompts and, where its file is one of `prompt_sets`, the sha256 of that."""
     if name in EMBEDDED_SETS:
         from selectkd_eval.demo.corpus import examples
 
         return [
             Prompt(row["prompt"], row.get("answer"), row["source"], row.get("meta", {}))
             for row in examples(EMBEDDED_SETS[name])
-        ]
+        ], ""
+    if name in PROMPT_SETS:
+        return _named_set(name, prompt_sets.locate(name, prompt_dir))
     path = Path(name)
     if path.is_file():
-        return _from_file(path)
+        return _from_file(path), ""
     if path.is_dir():
         raise InputError(f"{name} is a directory where a prompt file is needed: name a .jsonl or .json file in it")
     if path.suffix or "/" in name:
         raise InputError(f"there is no prompt file {name}: give a .jsonl or .json file, or a named set")
-    choose(name, EMBEDDED_SETS, "prompt set")
-    return []
+    choose(name, dict.fromkeys(NAMED), "prompt set")
+    return [], ""
+
+
+def _named_set(name: str, path: Path) -> tuple[list[Prompt], str]:
+    sha256 = prompt_sets.digest(_uncompressed(path))
+    rows = read_json_rows(path)
+    prompts = [_prompt(row, f"entry {number} of {path}", name) for number, row in enumerate(rows, start=1)]
+    for note in prompt_sets.notes(name, sha256, PromptSet(name, prompts).sha256, len(prompts)):
+        print(note, file=sys.stderr)
+    return prompts, sha256
 
 
 def _from_file(path: Path) -> Iterator[Prompt]:
     if _is_record(path):
         for row in records.read(path, verb="answer").good:
-            yield Prompt(row["text"], row["answer"], str(path), {"seed": row["seed"], "finish": row["finish"]})
+            source = str(row.get("source") or path)
+            yield Prompt(row["text"], row["answer"], source, {"seed": row["seed"], "finish": row["finish"]})
         return
-    rows = read_json_rows(path)
-    for number, row in enumerate(rows, start=1):
-        texts = [row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)]
-        text = next((text for text in texts if text.strip()), None)
-        if texts and text is None:
-            raise InputError(f"the prompt of entry {number} of {path} is empty: write it or remove the entry")
-        if text is None:
-            raise InputError(
-                f"entry {number} of {path} has no prompt (looked for {', '.join(PROMPT_FIELDS)}; found "
-                f"{', '.join(map(str, row)) or 'nothing'}): rename its field"
-            )
-        answer = next((row[name] for name in ANSWER_FIELDS if isinstance(row.get(name), str)), None)
-        yield Prompt(text, answer, str(row.get("dataset") or path.name))
+    for number, row in enumerate(read_json_rows(path), start=1):
+        yield _prompt(row, f"entry {number} of {path}", path.name)
+
+
+def _prompt(row: dict[str, Any], where: str, source: str) -> Prompt:
+    """One entry as a prompt: a text field, or a conversation of one turn.
+
+    An `input` beside an `instruction` follows it after a blank line, as in AlpacaFarm.
+    """
+    texts = [row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)]
+    turns = next((row[n] for n in (*CONVERSATION_FIELDS, *PROMPT_FIELDS) if isinstance(row.get(n), list)), None)
+    answer = next((row[name] for name in ANSWER_FIELDS if isinstance(row.get(name), str)), None)
+    text = next((text for text in texts if text.strip()), None)
+    more = row.get("input")
+    if isinstance(more, str) and more.strip() and text is not None and text == row.get("instruction"):
+        text = f"{text}\n\n{more}"
+    if text is None and turns is not None:
+        text, reply = _single_turn(turns, where)
+        answer = reply if answer is None else answer
+    if text is None and texts:
+        raise InputError(f"the prompt of {where} is empty: write it or remove the entry")
+    if text is None:
+        looked = ", ".join((*PROMPT_FIELDS, *CONVERSATION_FIELDS))
+        raise InputError(
+            f"{where} has no prompt (looked for {looked}; found {', '.join(map(str, row)) or 'nothing'}): "
+            f"rename its field"
+        )
+    return Prompt(text, answer, str(row.get("dataset") or source))
+
+
+_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
+
+
+def _single_turn(turns: Sequence[Any], where: str) -> tuple[str, str | None]:
+    """The user's text of a conversation of one turn, and the reply if it holds one."""
+    said = [turn if isinstance(turn, dict) else {} for turn in turns]
+    roles = [str(turn.get("role") or turn.get("from") or "?") for turn in said]
+    roles = [_ROLES.get(role, role) for role in roles]
+    texts = [turn.get("content") or turn.get("value") for turn in said]
+    if roles not in (["user"], ["user", "assistant"]) or not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"{where} is a conversation of {', '.join(roles) or 'no turns'}, and only one user turn, with or without "
+            f"its reply, is a prompt here: split it, and give a system prompt with --system"
+        )
+    if not str(texts[0]).strip():
+        raise InputError(f"the prompt of {where} is empty: write it or remove the entry")
+    return str(texts[0]), str(texts[1]) if len(texts) > 1 else None
 
 
 def _is_record(path: Path) -> bool:
@@ -128,10 +196,9 @@ def _is_record(path: Path) -> bool:
 def read_json_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a .json list or a .jsonl file, gzipped or not; an InputError names the line that is broken."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text ({error}): give a .json or .jsonl file") from None
+        text = _uncompressed(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
     if text.lstrip().startswith("["):
         rows = _parse_json(text, f"{path}")
     else:
@@ -140,6 +207,17 @@ def read_json_rows(path: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise InputError(f"entry {number} of {path} is {type(row).__name__}, not a JSON object: one per prompt")
     return list(rows)
+
+
+def _uncompressed(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot read {path} as UTF-8 text ({error}): give a .json or .jsonl file")
 
 
 def _parse_json(text: str, where: str) -> Any:

@@ -52,6 +52,44 @@ def test_files_of_every_usual_shape_are_read(tmp_path: Path) -> None:
         assert [(p.text, p.answer) for p in found] == [("a", "1"), ("b", "2"), ("c", None)]
 
 
+def test_a_conversation_of_one_turn_is_a_prompt(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "2"}]},
+        {"conversations": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "3"}]},
+        {"prompt": [{"role": "user", "content": "d"}], "completion": "4"},
+        {"prompt": "e", "messages": [{"role": "user", "content": "not this"}], "generated_text": "5"},
+        {"instruction": "f", "input": "more", "output": "6"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = load_prompts(str(tmp_path / "a.json")).prompts
+    expected = [("a", None), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5"), ("f\n\nmore", "6")]
+    assert [(p.text, p.answer) for p in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("turns", "sentence"),
+    [
+        (["user", "assistant", "user"], "conversation of user, assistant, user, and only one user turn"),
+        (["system", "user"], "with --system"),
+        (["assistant"], "conversation of assistant"),
+        ([], "conversation of no turns"),
+    ],
+)
+def test_a_longer_conversation_is_refused(tmp_path: Path, turns: list[str], sentence: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"messages": [{"role": role, "content": "x"} for role in turns]}]))
+    with pytest.raises(InputError, match=f"entry 1 of .*{sentence}"):
+        load_prompts(str(path))
+
+
+def test_of_several_files_the_source_is_the_file(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"prompt": name, "dataset": "other"}))
+    parts = f"{tmp_path / 'a.jsonl'},mini-gsm,{tmp_path / 'b.jsonl'}"
+    assert [p.source for p in load_prompts(parts, limit=1).prompts] == ["a.jsonl", "mini-gsm:test", "b.jsonl"]
+
+
 def test_the_same_prompt_is_kept_once_and_limit_counts_what_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a", "a ", "b", "c")))
