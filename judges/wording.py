@@ -1,0 +1,46 @@
+"""How does an estimate read on a line of `winrate`'s report? A label, a value with its interval, a dash for none.
+
+The page is 120 columns wide; a label has up to twelve letters. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from selectkd_eval.stats import Estimate
+
+_WIDTH = 120
+_LABEL = 15  # two blanks, twelve letters, one blank
+
+
+def line(label: str, text: str) -> list[str]:
+    """A label and its text, wrapped under itself where the page ends."""
+    start = f"  {label:<12} "
+    return textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=" " * _LABEL, break_long_words=True)
+
+
+def share(estimate: Estimate) -> str:
+    """12.34 % [10.00, 14.60], or a dash."""
+    return number(estimate.scaled(100), 2, " %")
+
+
+def number(estimate: Estimate, digits: int = 3, unit: str = "") -> str:
+    """A value and its interval; a dash where there is no value, and no brackets where there is no interval."""
+    if math.isnan(estimate.value):
+        return "–"
+    text = f"{estimate.value:.{digits}f}{unit}"
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return text
+    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def some(count: int, what: str, plural: str = "") -> str:
+    """1 comparison, 3 comparisons."""
+    return f"{count:,} {what if count == 1 else plural or what + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """The parts that say something, with commas."""
+    return ", ".join(part for part in parts if part)
