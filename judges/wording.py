@@ -26,6 +26,15 @@ def share(estimate: Estimate) -> str:
     return number(estimate.scaled(100), 2, " %")
 
 
+def points(estimate: Estimate) -> str:
+    """+1.23 points [-0.50, +2.96], or a dash: a difference of two shares."""
+    if math.isnan(estimate.value):
+        return "–"
+    scaled = estimate.scaled(100)
+    text = f"{scaled.value:+.2f} points"
+    return text if math.isnan(scaled.low) else f"{text} [{scaled.low:+.2f}, {scaled.high:+.2f}]"
+
+
 def number(estimate: Estimate, digits: int = 3, unit: str = "") -> str:
     """A value and its interval; a dash where there is no value, and no brackets where there is no interval."""
     if math.isnan(estimate.value):
