@@ -149,7 +149,7 @@ Todo = list[tuple[str, Comparison, Order]]
 def _todo(record: Writer, comparisons: Sequence[Comparison], protocol: Protocol, seed: int) -> Todo:
     found = []
     for comparison in comparisons:
-        for order in protocol.orders(comparison.prompt, comparison.seed, seed):
+        for order in protocol.orders(comparison.prompt, comparison.seed, seed, comparison.text):
             key = f"{comparison.prompt}/{comparison.seed}/{order}"
             if key not in record.done:
                 found.append((key, comparison, order))

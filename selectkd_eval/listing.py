@@ -59,8 +59,10 @@ def _verifiers(_: ListOptions) -> dict[str, Entry]:
 def _protocols(_: ListOptions) -> dict[str, Entry]:
     # judges is reached by its name: the measuring package imports neither of the other two.
     module = importlib.import_module("judges.protocols")
-    words = {name: (module.in_words(entry.facts()), entry.source) for name, entry in module.PROTOCOLS.items()}
-    return {name: Entry(line, f"{line}\n{source}") for name, (line, source) in words.items()}
+    return {
+        name: Entry(f"{module.in_words(entry.facts())}, sha256 {entry.sha256[:12]}", module.explain(entry))
+        for name, entry in module.PROTOCOLS.items()
+    }
 
 
 def _prompts(_: ListOptions) -> dict[str, Entry]:
