@@ -4,10 +4,11 @@ The unit that is resampled is always the prompt (or problem): all seeds, samples
 together, because they are not independent. Pooling them as if they were covers 80 % where 95 % is claimed.
 Every statistic here is a ratio of sums over prompts, num / den: a mean (den = counts), a win rate without ties
 (num = wins, den = wins + losses), a speed-up (num and den are times). Methods compared share the resampled
-prompts, so paired differences come for nothing.
+prompts, so paired differences come for nothing. How resamples are drawn is `bootstrap`'s matter, p-values from
+swapped labels are `permutation`'s, standard errors `linearised`'s.
 
-It does not model training seeds: an interval holds for the students that were trained. Per-seed values are shown
-beside it.
+It does not model training seeds: an interval holds for the students that were trained (`crossed` says more).
+Per-seed values are shown beside it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from selectkd_eval.bootstrap import Floats, limits, merged_strata, parts, ratios, resampled_sums, without_each
+from selectkd_eval.errors import choose
+from selectkd_eval.linearised import Z, detectable, paired_error, standard_error
+from selectkd_eval.permutation import sign_flip, swap_test
+
+# Callers ask one module; whose work a name is, its docstring says.
+__all__ = [
+    "RARE",
+    "RESAMPLES",
+    "Estimate",
+    "Floats",
+    "Z",
+    "at_the_edge",
+    "crossed",
+    "detectable",
+    "disagreement",
+    "holm",
+    "mean_of_ratios",
+    "merged_strata",
+    "paired_delta",
+    "paired_error",
+    "pass_at_k",
+    "ratio",
+    "ratios",
+    "sign_flip",
+    "standard_error",
+    "swap_test",
+    "wilson",
+]
 
 RESAMPLES = 10_000
-_CHUNK = 500  # resamples held at once: 500 x prompts weights
-_Z = 1.959963984540054  # 97.5 % point of the normal distribution
-_POWER = 0.8416212335729143  # 80 % point
-_WHOLE = 50_000  # largest sum of differences whose distribution is computed rather than drawn: half a second
 RARE = 10  # prompts on the rarer side below which resampling knows too little about it
-
-Floats = NDArray[np.float64]
+APART = 0.15  # the bootstrap and the linearised error differ by more: one of them is not to be trusted
+INTERVALS = {"percentile": "bootstrap", "bca": "BCa bootstrap"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +64,11 @@ class Estimate:
     high: float
     n: int
     method: str
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's length."""
+        return (self.high - self.low) / 2
 
     def excludes(self, null: float) -> bool:
         """Whether the interval leaves `null` out; an interval that does not exist excludes nothing."""
@@ -51,9 +83,9 @@ def wilson(successes: float, n: int) -> Estimate:
     """Wilson's score interval for a proportion: honest at 0 and 1, where resampling gives a point."""
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, "no data")
-    p, z2 = successes / n, _Z * _Z
+    p, z2 = successes / n, Z * Z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # At k = 0 and k = n the bound is exactly 0 or 1; the subtraction would leave a rounding error there.
     low = 0.0 if successes == 0 else float(centre - half)
     high = 1.0 if successes == n else float(centre + half)
@@ -68,21 +100,24 @@ def ratio(
     resamples: int = RESAMPLES,
     seed: int = 0,
     proportion: bool = False,
+    method: str = "percentile",
 ) -> Estimate:
-    """sum(num) / sum(den) with a percentile interval from resampling prompts.
+    """sum(num) / sum(den) with an interval from resampling prompts, percentile or bca.
 
-    `num` and `den` have one entry per prompt, (N,). `strata`, (N,), keeps each task's number of prompts fixed.
-    With `proportion`, shares at the edges fall back to Wilson on the N prompts: see `at_the_edge`.
+    `num` and `den` have one entry per prompt, (N,). `strata`, (N,), keeps each stratum's number of prompts: see
+    `merged_strata`. With `proportion`, shares at the edges fall back to Wilson on the N prompts: see `at_the_edge`.
     """
+    name = choose(method, INTERVALS, "interval")
     num, den = _pair(num, den)
     if not len(num) or not den.sum():
-        return Estimate(float("nan"), float("nan"), float("nan"), len(num), "no data")
+        return _nothing(len(num))
     value = float(num.sum() / den.sum())
     if proportion and at_the_edge(num, den):
         return wilson(value * len(num), len(num))
-    draws = _resampled_ratios(num[None], den[None], strata, resamples, seed)[0]
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Estimate(value, float(low), float(high), len(num), f"bootstrap over prompts, {resamples:,} resamples")
+    draws = ratios(num[None], den[None], strata, resamples, seed)[0]
+    without = parts(without_each(num, den)[None], strata) if method == "bca" else None
+    low, high = limits(draws, value, without)
+    return Estimate(value, low, high, len(num), f"{name} over prompts, {resamples:,} resamples")
 
 
 def at_the_edge(num: ArrayLike, den: ArrayLike) -> bool:
@@ -96,6 +131,38 @@ def at_the_edge(num: ArrayLike, den: ArrayLike) -> bool:
     return bool(min(np.count_nonzero(num > 0), np.count_nonzero(num < den)) < RARE)
 
 
+def crossed(
+    num: ArrayLike,
+    den: ArrayLike,
+    *,
+    strata: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    proportion: bool = False,
+) -> Estimate:
+    """sum(num) / sum(den) with a percentile interval from resampling prompts and seeds, each on its own.
+
+    `num` and `den` are (N, S), one column per training or answer seed. A cell counts the product of its prompt's and
+    its seed's weight (Owen's pigeonhole bootstrap, 2007). That is the conservative interval: it counts the part of the
+    spread that neither prompt nor seed explains about three times, and so covers 96 to 98 % where seeds differ little
+    and 95 % is claimed. Where they differ much it covers less: S seeds resampled have only (S - 1) / S of their
+    variance, 2/3 with three. Seeds alone are never resampled. One seed leaves `ratio`.
+    """
+    num, den = (values if values.ndim == 2 else values[:, None] for values in _pair(num, den))
+    n, seeds = num.shape
+    if seeds == 1 or not den.sum():
+        return ratio(num.sum(axis=1), den.sum(axis=1), strata=strata, resamples=resamples, seed=seed)
+    value = float(num.sum() / den.sum())
+    if proportion and at_the_edge(num.sum(axis=1), den.sum(axis=1)):
+        return wilson(value * n, n)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, n, seeds]))
+    top, bottom = np.split(resampled_sums(np.concatenate([num, den], axis=1).T, strata, resamples, rng), 2)
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = limits((top * weights).sum(axis=0) / (bottom * weights).sum(axis=0), value)
+    return Estimate(value, low, high, n, f"bootstrap over prompts and {seeds} seeds, {resamples:,} resamples")
+
+
 def paired_delta(
     num_a: ArrayLike,
     den_a: ArrayLike,
@@ -105,22 +172,75 @@ def paired_delta(
     strata: ArrayLike | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    method: str = "percentile",
 ) -> tuple[Estimate, float]:
     """Ratio a minus ratio b on the same prompts, with a two-sided bootstrap p-value of "no difference".
 
     All four arrays are (N,), entry i of each belonging to the same prompt. The p-value is twice the smaller share
-    of resampled differences on one side of 0, and at least 1 / (resamples + 1).
+    of resampled differences on one side of 0, and at least 1 / (resamples + 1); `swap_test` has another.
     """
+    name = choose(method, INTERVALS, "interval")
     num, den = np.stack([_pair(num_a, den_a), _pair(num_b, den_b)], axis=1)
     if num.shape[1] == 0 or not den.sum(axis=1).all():
-        return Estimate(float("nan"), float("nan"), float("nan"), num.shape[1], "no data"), float("nan")
+        return _nothing(num.shape[1]), float("nan")
     values = num.sum(axis=1) / den.sum(axis=1)
-    a, b = _resampled_ratios(num, den, strata, resamples, seed)
-    draws = a - b
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    p = _two_sided(draws)
-    method = f"paired bootstrap over prompts, {resamples:,} resamples"
-    return Estimate(float(values[0] - values[1]), float(low), float(high), num.shape[1], method), p
+    a, b = ratios(num, den, strata, resamples, seed)
+    value, draws = float(values[0] - values[1]), a - b
+    without = parts(-np.diff(without_each(num, den), axis=0), strata) if method == "bca" else None
+    low, high = limits(draws, value, without)
+    words = f"paired {name} over prompts, {resamples:,} resamples"
+    return Estimate(value, low, high, num.shape[1], words), _two_sided(draws)
+
+
+def mean_of_ratios(
+    groups: Sequence[tuple[ArrayLike, ArrayLike]],
+    minus: Sequence[tuple[ArrayLike, ArrayLike]] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    proportion: bool = False,
+    method: str = "percentile",
+) -> tuple[Estimate, float]:
+    """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
+
+    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
+    difference of the two means and its p-value; otherwise the p-value is NaN. With `proportion`, the mean of shares of
+    which one is at the edge has its interval from the tasks' own, of which that one's is Wilson's.
+    """
+    name = choose(method, INTERVALS, "interval")
+    if proportion and minus is None and any(at_the_edge(*pair) for pair in groups):
+        return _mean_by_limits(groups, resamples, seed), float("nan")
+    arms = 1 if minus is None else 2
+    draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
+    without: list[Floats] = []
+    for index, pair in enumerate(groups):
+        pairs = [_pair(*pair)] + ([] if minus is None else [_pair(*minus[index])])
+        num, den = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+        # A seed of its own per task: equal sizes must not make two tasks move together.
+        draws += ratios(num, den, None, resamples, seed + 7919 * index) / len(groups)
+        values += num.sum(axis=1) / den.sum(axis=1) / len(groups)
+        # Leaving a prompt out moves its own task's ratio alone; what the others add is constant.
+        without.append(_a_minus_b(without_each(num, den) / len(groups)))
+        n += num.shape[1]
+    value, sample = float(_a_minus_b(values)), _a_minus_b(draws)
+    low, high = limits(sample, value, without if method == "bca" else None)
+    p = float("nan") if minus is None else _two_sided(sample)
+    words = f"{'' if minus is None else 'paired '}{name} over prompts within tasks, {resamples:,} resamples"
+    return Estimate(value, low, high, n, words), p
+
+
+def _a_minus_b(arms: Floats) -> Floats:
+    """The first row less the second, where there is one."""
+    return np.asarray(arms[0] if len(arms) == 1 else arms[0] - arms[1])
+
+
+def _mean_by_limits(groups: Sequence[tuple[ArrayLike, ArrayLike]], resamples: int, seed: int) -> Estimate:
+    """The mean over tasks with limits as far from it as the tasks' own, added in squares (Zou and Donner 2008)."""
+    found = [ratio(num, den, resamples=resamples, seed=seed, proportion=True) for num, den in groups]
+    value = float(np.mean([one.value for one in found]))
+    below = float(np.sqrt(sum((one.value - one.low) ** 2 for one in found))) / len(found)
+    above = float(np.sqrt(sum((one.high - one.value) ** 2 for one in found))) / len(found)
+    return Estimate(value, value - below, value + above, sum(one.n for one in found), "the tasks' limits combined")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -151,63 +271,24 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 if n - c < k else float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def sign_flip(differences: ArrayLike, *, resamples: int = 100_000, seed: int = 0) -> tuple[float, str]:
-    """Two-sided p of "neither is better", from each prompt's difference, (N,), and the name of the test.
+def disagreement(estimate: Estimate, error: float) -> str:
+    """A warning in one sentence where an interval over prompts and 1.96 standard errors differ by more than APART.
 
-    Were the two exchangeable, every difference could as well have had the other sign. For integers (counts of right
-    answers) the distribution of the sum over all 2^N signs is computed in full; with differences of -1, 0 and 1 alone
-    that is McNemar's exact test. Other differences are flipped at random, `resamples` times.
+    `error` is `standard_error`'s or `paired_error`'s of the same numbers. Empty where they agree, and for
+    other intervals (Wilson's, over seeds too), which differ by intent.
     """
-    moved = np.asarray(differences, dtype=np.float64)
-    sizes, total = np.abs(moved[moved != 0]), float(moved.sum())
-    if not len(sizes):
-        return 1.0, "no difference on any problem"
-    if (sizes == np.rint(sizes)).all() and sizes.sum() <= _WHOLE:
-        whole = sizes.astype(np.int64)
-        unit = int(np.gcd.reduce(whole))
-        name = "McNemar, exact" if whole.max() == unit else "sign flips, exact"
-        return _exact_flips(whole // unit, abs(round(total)) // unit), name
-    rng = np.random.default_rng(np.random.SeedSequence([seed, len(sizes)]))
-    as_far = 0
-    for start in range(0, resamples, _CHUNK):
-        signs = rng.integers(0, 2, (min(_CHUNK, resamples - start), len(sizes))) * 2 - 1
-        # Rounding must not decide whether a sum is as far out as the observed one.
-        as_far += int(np.count_nonzero(np.abs(signs @ sizes) >= abs(total) * (1 - 1e-12) - 1e-12))
-    return (1 + as_far) / (1 + resamples), f"sign flips, {resamples:,} drawn"
+    half, normal = estimate.half_width, Z * error
+    comparable = "bootstrap over prompts" in estimate.method and " seeds" not in estimate.method
+    if not comparable or not np.isfinite([half, normal]).all() or abs(half - normal) <= APART * normal:
+        return ""
+    return (
+        f"the bootstrap interval is {half:.4g} wide to each side where {Z:.2f} standard errors are {normal:.4g}: with "
+        f"{estimate.n} prompts, few of them may decide the number, so look at these before you trust either"
+    )
 
 
-def _exact_flips(sizes: NDArray[np.int64], total: int) -> float:
-    """P(|sum of randomly signed sizes| >= total): a convolution of one binomial per distinct size."""
-    law = np.ones(1)
-    for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
-        steps = np.zeros(2 * size * count + 1)
-        steps[:: 2 * size] = _fair_binomial(int(count))
-        law = np.convolve(law, steps)
-    sums = np.arange(len(law)) - len(law) // 2
-    return min(1.0, float(law[np.abs(sums) >= total].sum()))
-
-
-def _fair_binomial(n: int) -> Floats:
-    """Probabilities of 0 ... n heads, (n + 1,)."""
-    counts = np.arange(n)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(n - counts) - np.log(counts + 1))]) - n * np.log(2)
-    return np.exp(logs)
-
-
-def standard_error(num: ArrayLike, den: ArrayLike) -> float:
-    """Linearised standard error of sum(num) / sum(den) over prompts, entries (N,); NaN for fewer than 2 prompts."""
-    num, den = _pair(num, den)
-    if len(num) < 2 or not den.sum():
-        return float("nan")
-    influence = (num - num.sum() / den.sum() * den) / den.mean()
-    return float(influence.std(ddof=1) / np.sqrt(len(num)))
-
-
-def detectable(error: float) -> float:
-    """The smallest true difference that a two-sided test at 5 % finds with 80 % power, for an estimate of this standard
-    error (normal approximation).
-    """
-    return (_Z + _POWER) * error
+def _nothing(n: int) -> Estimate:
+    return Estimate(float("nan"), float("nan"), float("nan"), n, "no data")
 
 
 def _two_sided(draws: Floats) -> float:
@@ -219,89 +300,3 @@ def _two_sided(draws: Floats) -> float:
 
 def _pair(num: ArrayLike, den: ArrayLike) -> tuple[Floats, Floats]:
     return np.asarray(num, dtype=np.float64), np.asarray(den, dtype=np.float64)
-
-
-def _resampled_ratios(num: Floats, den: Floats, strata: ArrayLike | None, resamples: int, seed: int) -> Floats:
-    """(methods, resamples) ratios under the same prompt weights for every method."""
-    columns, sizes = _grouped(np.concatenate([num, den]), strata)
-    top, bottom = np.split(np.concatenate(columns, axis=1), 2)
-    rng = np.random.default_rng(np.random.SeedSequence([seed, num.shape[1]]))
-    out = np.empty((len(num), resamples))
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
-        weights = np.concatenate([_drawn(rng, rows, size) for size in sizes], axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            out[:, start : start + rows] = (top @ weights.T) / (bottom @ weights.T)
-    return out
-
-
-def _grouped(table: Floats, strata: ArrayLike | None) -> tuple[list[Floats], list[NDArray[np.int64]]]:
-    """Per stratum, the distinct columns of `table` and how many prompts have each.
-
-    Verdicts and scores take few values, so thousands of prompts are often a dozen kinds of prompt. Times do not:
-    then every prompt is its own kind.
-    """
-    n = table.shape[1]
-    labels = np.zeros(n, dtype=np.int64) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
-    columns, sizes = [], []
-    for label in range(labels.max(initial=0) + 1):
-        part = table[:, labels == label]
-        kinds, counts = np.unique(part, axis=1, return_counts=True)
-        few = 4 * kinds.shape[1] <= part.shape[1]
-        columns.append(kinds if few else part)
-        sizes.append(counts if few else np.ones(part.shape[1], dtype=np.int64))
-    return columns, sizes
-
-
-def _drawn(rng: np.random.Generator, rows: int, counts: NDArray[np.int64]) -> Floats:
-    """How often each kind of prompt is drawn when as many prompts as there are, are drawn with replacement.
-
-    Counts over kinds are exactly multinomial. With one prompt per kind, counting drawn indices is the same law
-    and cheaper. (rows, kinds).
-    """
-    kinds, n = len(counts), int(counts.sum())
-    if kinds < n:
-        return rng.multinomial(n, counts / n, size=rows).astype(np.float64)
-    drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-
-
-def mean_of_ratios(
-    groups: Sequence[tuple[ArrayLike, ArrayLike]],
-    minus: Sequence[tuple[ArrayLike, ArrayLike]] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    proportion: bool = False,
-) -> tuple[Estimate, float]:
-    """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
-
-    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
-    difference of the two means and its p-value; otherwise the p-value is NaN. With `proportion`, the mean of shares of
-    which one is at the edge has its interval from the tasks' own, of which that one's is Wilson's.
-    """
-    if proportion and minus is None and any(at_the_edge(*pair) for pair in groups):
-        return _mean_by_limits(groups, resamples, seed), float("nan")
-    arms = 1 if minus is None else 2
-    draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
-    for index, pair in enumerate(groups):
-        pairs = [_pair(*pair)] + ([] if minus is None else [_pair(*minus[index])])
-        num, den = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
-        # A seed of its own per task: equal sizes must not make two tasks move together.
-        draws += _resampled_ratios(num, den, None, resamples, seed + 7919 * index) / len(groups)
-        values += num.sum(axis=1) / den.sum(axis=1) / len(groups)
-        n += num.shape[1]
-    value, sample = (values[0], draws[0]) if minus is None else (values[0] - values[1], draws[0] - draws[1])
-    low, high = np.nanpercentile(sample, [2.5, 97.5])
-    p = float("nan") if minus is None else _two_sided(sample)
-    method = f"{'' if minus is None else 'paired '}bootstrap over prompts within tasks, {resamples:,} resamples"
-    return Estimate(float(value), float(low), float(high), n, method), p
-
-
-def _mean_by_limits(groups: Sequence[tuple[ArrayLike, ArrayLike]], resamples: int, seed: int) -> Estimate:
-    """The mean over tasks with limits as far from it as the tasks' own, added in squares (Zou and Donner 2008)."""
-    found = [ratio(num, den, resamples=resamples, seed=seed, proportion=True) for num, den in groups]
-    value = float(np.mean([one.value for one in found]))
-    below = float(np.sqrt(sum((one.value - one.low) ** 2 for one in found))) / len(found)
-    above = float(np.sqrt(sum((one.high - one.value) ** 2 for one in found))) / len(found)
-    return Estimate(value, value - below, value + above, sum(one.n for one in found), "the tasks' limits combined")

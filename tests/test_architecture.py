@@ -19,7 +19,10 @@ ALLOWED = {
     "judges": {"judges", "selectkd_eval"},
     "analysis": {"analysis", "selectkd_eval"},
 }
-FLOOR = {"errors", "verbs", "records", "stats", "environment", "measures", "win_rates"}
+FLOOR = {
+    *("errors", "verbs", "records", "environment", "measures", "win_rates"),
+    *("stats", "bootstrap", "permutation", "linearised"),
+}
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
     *("heads", "blocks", "chunked"),
