@@ -240,15 +240,46 @@ def _unique(prompts: Iterable[Prompt], limit: int | None) -> Iterator[Prompt]:
 
 def render(tokenizer: Any, text: str) -> str:
     """The prompt as the model reads it: in its chat template when it has one, as it is when it has none."""
+    return render_conversation(tokenizer, [{"role": "user", "content": text}])
+
+
+def render_conversation(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """A conversation as the model reads it: in its chat template, open for the assistant's turn.
+
+    A template that takes no system prompt (Gemma's) gets it at the head of the first user turn. Without a template
+    the texts follow one another with a blank line between, which is all that a base model can be told.
+    """
     if not tokenizer.chat_template:
-        return text
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return "\n\n".join(message["content"] for message in messages)
+    if messages[0]["role"] == "system" and not takes_system(tokenizer, messages[0]["content"]):
+        system, first = messages[0]["content"], messages[1]
+        messages = [{**first, "content": f"{system}\n\n{first['content']}"}, *messages[2:]]
+    return _templated(tokenizer, messages)
+
+
+def takes_system(tokenizer: Any, system: str) -> bool:
+    """Whether the chat template shows a system prompt: some refuse it, and some leave it out in silence."""
+    from jinja2 import TemplateError
+
+    try:
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
+        return system.strip() in _templated(tokenizer, turns)
+    except TemplateError:
+        return False
+
+
+def _templated(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
 def prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a rendered prompt. A chat template writes its own special tokens; otherwise the tokenizer does."""
-    ids = tokenizer(render(tokenizer, text), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    return rendered_ids(tokenizer, render(tokenizer, text))
+
+
+def rendered_ids(tokenizer: Any, rendered: str) -> list[int]:
+    """Token ids of what `render` or `render_conversation` made, without an end token behind them."""
+    ids = tokenizer(rendered, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     return list(ids[:-1]) if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else list(ids)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,7 +30,8 @@ _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 class Reply:
     """A text, why it ended in the server's words, and counts in tokens (None: it did not say); or the error instead.
 
-    `stop_reason` is the stop string that ended it, where a server tells (vLLM and SGLang do).
+    `stop_reason` is the stop string that ended it, where a server tells (vLLM and SGLang do); `reasoning` what a
+    thinking model wrote before its answer, where that is told apart.
     """
 
     text: str = ""
@@ -39,6 +40,7 @@ class Reply:
     n_prompt_tokens: int | None = None
     stop_reason: str = ""
     error: str = ""
+    reasoning: str = ""
 
 
 class Served:
@@ -140,7 +142,10 @@ class Served:
         # A model that was still thinking at the limit has said nothing, and that is its answer.
         if text is None and why != "length":
             return Reply(error=f"the server returned no text (finish reason {why})")
-        return self._reply(body, choices[0], text or "")
+        # vLLM and DeepSeek say `reasoning_content`, newer vLLM and OpenRouter `reasoning`.
+        thoughts = (getattr(choices[0].message, name, None) for name in ("reasoning_content", "reasoning"))
+        reasoning = next((thought for thought in thoughts if isinstance(thought, str)), "")
+        return replace(self._reply(body, choices[0], text or ""), reasoning=self._clean(reasoning))
 
     def _reply(self, body: Any, choice: Any, text: str) -> Reply:
         stop = getattr(choice, "stop_reason", None) or getattr(choice, "matched_stop", None)

@@ -252,7 +252,9 @@ def test_an_adapter_and_its_base_are_both_in_the_identity(options: PasskOptions,
     import peft
     from transformers import AutoModelForCausalLM
 
-    from selectkd_eval.backends.vllm import _directory  # vLLM takes no adapter: it is given the merged model
+    from selectkd_eval.backends.vllm_engine import (
+        model_directory,
+    )  # vLLM takes no adapter: it is given the merged model
 
     model = AutoModelForCausalLM.from_pretrained(copied)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
@@ -264,7 +266,7 @@ def test_an_adapter_and_its_base_are_both_in_the_identity(options: PasskOptions,
     assert backend.identity["weights"] == base.identity["weights"] != backend.identity["adapter"]
     texts = write(backend, ask(PROMPTS))
     assert texts != write(base, ask(PROMPTS))
-    merged, holder = _directory(str(tmp_path / "adapter"))
+    merged, holder = model_directory(str(tmp_path / "adapter"))
     assert write(open_backend(replace(options, model=str(merged))), ask(PROMPTS)) == texts
     holder.cleanup()
     assert not Path(merged).exists()

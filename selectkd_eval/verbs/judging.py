@@ -17,9 +17,9 @@ class AnswerOptions(ModelRun):
     """The model that answers: a directory, a hub name, a train record, embedded:NAME, or a served model's name."""
     prompts: str = "mini-stories"
     """A named set (`selectkd-eval list prompts`), a file of prompts, or several with commas."""
-    prompt_dir: Path | None = None
+    prompt_dir: Path | None = runtime(None)
     """Directory with the files of a named set (alpaca_eval.json ...) instead of the hub."""
-    backend: Literal["hf", "vllm"] = runtime("hf")
+    backend: Literal["hf", "vllm"] = "hf"
     """What runs a local model: transformers, or vLLM from an environment of its own."""
     system: str = ""
     """System prompt of a chat model."""
@@ -47,7 +47,7 @@ class WinrateOptions(Run):
     """Answer record of the model in question; empty means the newest complete one in --out."""
     baseline: str = ""
     """Answer record, a JSON/JSONL file with an answer per prompt, or a named set's references, to compare with."""
-    prompt_dir: Path | None = None
+    prompt_dir: Path | None = runtime(None)
     """Directory with the files of a named set (alpaca_eval.json ...) instead of the hub."""
     judge: str = "likelihood:embedded:judge"
     """A judge of `selectkd-eval list judges` (gpt-4o), any served model's name with --base-url, hf:MODEL or
