@@ -21,13 +21,20 @@ from selectkd_eval.verbs.measuring import (
     SpeedupOptions,
     TarOptions,
 )
-from selectkd_eval.verbs.reading import FigureOptions, ListOptions, ReportOptions, ShowOptions, TableOptions
+from selectkd_eval.verbs.reading import (
+    AuditOptions,
+    FigureOptions,
+    ListOptions,
+    ReportOptions,
+    ShowOptions,
+    TableOptions,
+)
 from selectkd_eval.verbs.run import RECORDS, ModelRun, Run, all_options, jsonable, result_options, runtime
 from selectkd_eval.verbs.training import Normaliser, TrainOptions, VerifierName
 
 __all__ = [
-    "RECORDS", "VERBS", "AnswerOptions", "DemoOptions", "FigureOptions", "LandscapeOptions", "ListOptions",
-    "ModelRun", "Normaliser", "PasskOptions", "RegradeOptions", "ReportOptions", "Run", "ShowOptions",
+    "RECORDS", "VERBS", "AnswerOptions", "AuditOptions", "DemoOptions", "FigureOptions", "LandscapeOptions",
+    "ListOptions", "ModelRun", "Normaliser", "PasskOptions", "RegradeOptions", "ReportOptions", "Run", "ShowOptions",
     "SpeedupOptions", "TableOptions", "TarOptions", "TrainOptions", "Verb", "VerifierName", "WinrateOptions",
     "all_options", "jsonable", "result_options", "runtime",
 ]  # fmt: skip
@@ -55,6 +62,7 @@ VERBS: dict[str, Verb] = {
     "table": Verb(TableOptions, "analysis.tables:run", "a paper-style table from records", True),
     "figure": Verb(FigureOptions, "analysis.figures:run", "a figure from records", True),
     "report": Verb(ReportOptions, "analysis.report:run", "one self-contained HTML page from records"),
+    "audit": Verb(AuditOptions, "analysis.audit:run", "is a results table possible as it is printed?", True),
     "show": Verb(ShowOptions, "analysis.show:run", "what one record holds", True),
     "list": Verb(ListOptions, "selectkd_eval.listing:run", "recipes, protocols, prompt sets, records", True),
 }

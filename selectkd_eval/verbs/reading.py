@@ -1,4 +1,4 @@
-"""The options of the verbs that only read: `table`, `figure`, `report`, `show`, `list`."""
+"""The options of the verbs that only read: `table`, `figure`, `report`, `audit`, `show`, `list`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class TableOptions:
     """Directory of the records."""
     out: Path = Path("reports/tables")
     """Where the .md, .tex and .json go."""
+    protocol: str = ""
+    """Judging protocol of the win rates, by name or hash, where the records follow several."""
     resamples: int = 10_000
     """Bootstrap resamples."""
 
@@ -33,6 +35,8 @@ class FigureOptions:
     """Directory of the records."""
     out: Path = Path("reports/figures")
     """Where the .png, .svg and .pdf go."""
+    protocol: str = ""
+    """Judging protocol of the win rates, by name or hash, where the records follow several."""
     resamples: int = 10_000
     """Bootstrap resamples."""
 
@@ -49,6 +53,26 @@ class ReportOptions:
     """Its heading."""
     resamples: int = 10_000
     """Bootstrap resamples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """Is a results table possible as it is printed? Sums, rounding grids, power, repeats, ceilings."""
+
+    files: tuple[Path, ...]
+    """Tables: CSV with a column `method` (and `base_method`, for differences), or the .json that `table` writes."""
+    n: tuple[str, ...] = ()
+    """Prompts behind a column, as COLUMN=N (evol_instruct=218 mbpp=378); known test sets need none."""
+    protocol: Literal["all", "accuracy", "half-ties", "both-orders", "ties-excluded", "both-orders-excluded"] = "all"
+    """How verdicts were counted: the rule whose rounding grid is looked at. All of them are tried by default."""
+    seeds: tuple[int, ...] = (1, 3)
+    """How many seeds a printed number may be the mean of."""
+    digits: int | None = None
+    """Printed decimals, for a file that lost its trailing zeros; by default those of a column's longest number."""
+    sd: float = 0.4
+    """Standard deviation of the paired difference of a prompt, for the smallest detectable difference."""
+    out: Path | None = None
+    """Also write the audit as Markdown."""
 
 
 @dataclass(frozen=True, kw_only=True)

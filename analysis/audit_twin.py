@@ -1,0 +1,234 @@
+"""Does one of our own tables follow from its own numbers?
+
+`table` writes a JSON twin beside every Markdown table: each cell in full precision, with its interval, its seeds, its
+difference and p-values. So differences, averages, Holm's adjustment and the marks of best and second are computed
+again from the numbers beside them, and rates are held against whole counts. Records are not read: whether a number
+follows from its record is for `table` itself to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from analysis.audit_section import Section
+from selectkd_eval.errors import InputError
+from selectkd_eval.stats import holm
+
+NEAR = 1e-9  # in the units of the table: floats that say the same number
+DIGITS = (2, 3)  # decimals that `table` prints: of percentages and ratios, of shares of tokens
+VERDICTS = 4  # most half verdicts of a prompt and seed: two orders, half a win for a tie
+MOST = 20
+
+Cell = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A JSON twin: `blocks` are rows of (label, ranked, cells by column)."""
+
+    path: Path
+    title: str
+    columns: tuple[str, ...]
+    better: Mapping[str, str | None]
+    blocks: tuple[tuple[tuple[str, bool, Mapping[str, Cell]], ...], ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kind of check: how many numbers were computed again, and a sentence for each that came out otherwise."""
+
+    name: str
+    count: int
+    failures: tuple[str, ...]
+
+
+def read(path: Path) -> Twin:
+    """A twin from its file; an InputError says which part of a table is missing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a CSV or the .json of `table`") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON in UTF-8 ({error}): give the .json that `table` wrote") from None
+    try:
+        columns = [": ".join(filter(None, (column["group"], column["label"]))) for column in content["columns"]]
+        blocks = tuple(
+            tuple((str(row["label"]), bool(row["ranked"]), _cells(columns, row["cells"])) for row in block["rows"])
+            for block in content["blocks"]
+        )
+        better = {name: column["better"] for name, column in zip(columns, content["columns"], strict=True)}
+        return Twin(path, str(content["title"]), tuple(columns), better, blocks)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is JSON but no table of ours ({type(error).__name__}: {error}): give the .json that `table` wrote"
+        ) from None
+
+
+def _cells(columns: Sequence[str], cells: Sequence[Any]) -> dict[str, Cell]:
+    """The numbers of a row; words and missing values are left out. Raises on a cell that is no number of ours."""
+    found = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if cell is None or "text" in cell:
+            continue
+        for part in filter(None, (cell["value"], cell.get("delta"))):
+            if not all(isinstance(part[name], int | float) for name in ("value", "low", "high", "n")):
+                raise ValueError(f"a cell of {column} lacks a number")
+        found[column] = cell
+    return found
+
+
+def sections(twin: Twin) -> list[Section]:
+    """Every check that this table gives something to, as one section."""
+    checks = [made for check in CHECKS if (made := check(twin)).count]
+    if not checks:
+        return []
+    rows = [("", "computed again", "as in the table", "otherwise")]
+    rows += [
+        (check.name, str(check.count), str(check.count - len(check.failures)), str(len(check.failures)))
+        for check in checks
+    ]
+    failures = [failure for check in checks for failure in check.failures]
+    sentences = failures[:MOST] + ([f"{len(failures) - MOST} more."] if len(failures) > MOST else [])
+    closing = () if failures else ("Every number follows from those beside it.",)
+    return [Section("Own table", tuple(rows), (*sentences, *closing))]
+
+
+def differences(twin: Twin) -> Check:
+    """A cell's difference is its value less that of the method without the gate, in full precision."""
+    count, failures = 0, []
+    for label, column, cell, base in _differing(twin):
+        count += 1
+        if base is None:
+            failures.append(f"{label}, {column}: its block has no row for the method without the gate.")
+            continue
+        found = cell["value"]["value"] - base["value"]["value"]
+        if abs(found - cell["delta"]["value"]) > NEAR:
+            failures.append(
+                f"{label}, {column}: the difference is {cell['delta']['value']:.6f}, but the two values give "
+                f"{found:.6f}."
+            )
+    return Check("differences", count, tuple(failures))
+
+
+def averages(twin: Twin) -> Check:
+    """AVG, and its difference, is the mean over the other columns, and missing unless all of them are there."""
+    count, failures = 0, []
+    others = [column for column in twin.columns if column != "AVG"]
+    for label, _, cells in (row for block in twin.blocks for row in block):
+        for part in ("value", "delta"):
+            if "AVG" not in cells or cells["AVG"].get(part) is None:
+                continue
+            count += 1
+            parts = [cells[column][part]["value"] for column in others if cells.get(column, {}).get(part)]
+            mean = math.fsum(parts) / len(others)
+            printed = cells["AVG"][part]["value"]
+            if len(parts) < len(others) or abs(mean - printed) > NEAR:
+                failures.append(
+                    f"{label}, AVG: the {part} is {printed:.6f}, but {len(parts)} of {len(others)} columns "
+                    f"give {mean:.6f}."
+                )
+    return Check("averages", count, tuple(failures))
+
+
+def intervals(twin: Twin) -> Check:
+    """An interval holds its value, and stands on at least one prompt."""
+    count, failures = 0, []
+    for label, column, cell in _numbers(twin):
+        for name, part in (("value", cell["value"]), ("difference", cell.get("delta"))):
+            if part is None:
+                continue
+            count += 1
+            if not part["low"] - NEAR <= part["value"] <= part["high"] + NEAR or part["n"] < 1:
+                failures.append(
+                    f"{label}, {column}: the {name} {part['value']:.4f} does not lie in its interval "
+                    f"[{part['low']:.4f}, {part['high']:.4f}] over n = {part['n']}."
+                )
+    return Check("intervals", count, tuple(failures))
+
+
+def counts(twin: Twin) -> Check:
+    """A rate is a ratio of whole counts with no larger denominator than its prompts, seeds and orders allow."""
+    count, failures = 0, []
+    for label, column, cell in _numbers(twin):
+        if column == "AVG" or not _is_rate(twin, column):
+            continue
+        n, seeds = cell["value"]["n"], cell.get("seeds") or []
+        rates = [("the value", cell["value"]["value"], VERDICTS * n * max(1, len(seeds)))]
+        rates += [(f"seed {seed['seed']}", seed["value"], VERDICTS * n) for seed in seeds]
+        for name, value, most in rates:
+            count += 1
+            share = Fraction(value) / 100
+            if abs(share.limit_denominator(max(1, most)) - share) > Fraction(1, 10**12):
+                failures.append(f"{label}, {column}: {name}, {value!r}, is no ratio of counts up to {most:,}.")
+    return Check("ratios of counts", count, tuple(failures))
+
+
+def adjusted(twin: Twin) -> Check:
+    """Holm's p-values follow from the raw ones of their block."""
+    count, failures = 0, []
+    for block in twin.blocks:
+        cells = [(label, column, cell) for label, _, row in block for column, cell in row.items()]
+        tested = [(label, column, cell) for label, column, cell in cells if cell.get("p") is not None]
+        for (label, column, cell), p in zip(tested, holm([cell["p"] for *_, cell in tested]), strict=True):
+            count += 1
+            if cell.get("p_holm") is None or abs(p - cell["p_holm"]) > NEAR:
+                failures.append(f"{label}, {column}: Holm's p is {cell.get('p_holm')}, but the block gives {p:.6g}.")
+    return Check("Holm's p-values", count, tuple(failures))
+
+
+def marks(twin: Twin) -> Check:
+    """Best and second are those of the ranked rows; what prints alike ranks alike."""
+    count, failures = 0, []
+    for block in twin.blocks:
+        for column in twin.columns:
+            ranked = [(label, row[column]) for label, ranked, row in block if ranked and column in row]
+            if len(ranked) < 2 or twin.better[column] is None:
+                continue
+            count += 1
+            said = {mark: {label for label, cell in ranked if cell.get(mark)} for mark in ("best", "second")}
+            if not any(said == _ranks(ranked, twin.better[column] == "higher", digits) for digits in DIGITS):
+                words = "; ".join(f"{mark} {', '.join(sorted(labels)) or 'none'}" for mark, labels in said.items())
+                failures.append(f"{column}: its values do not give the marks {words}.")
+    return Check("marks of best and second", count, tuple(failures))
+
+
+def _ranks(ranked: Sequence[tuple[str, Cell]], higher: bool, digits: int) -> dict[str, set[str]]:
+    printed = {label: round(cell["value"]["value"], digits) for label, cell in ranked}
+    order = sorted(set(printed.values()), reverse=higher)
+    return {
+        mark: {label for label, value in printed.items() if len(order) > place and value == order[place]}
+        for place, mark in enumerate(("best", "second"))
+    }
+
+
+def _is_rate(twin: Twin, column: str) -> bool:
+    """Win rates and pass@1 are counts over prompts; speed-ups and acceptances are not."""
+    return twin.path.stem in ("table1", "table2") or column.startswith(("Win rate (%)", "pass@1 (%)"))
+
+
+def _numbers(twin: Twin) -> Iterator[tuple[str, str, Cell]]:
+    for block in twin.blocks:
+        for label, _, cells in block:
+            for column, cell in cells.items():
+                yield label, column, cell
+
+
+def _differing(twin: Twin) -> Iterator[tuple[str, str, Cell, Cell | None]]:
+    """Every cell with a difference, and that of its base: the row whose label this one adds a gate to."""
+    for block in twin.blocks:
+        rows = {label: cells for label, _, cells in block}
+        for label, cells in rows.items():
+            bases = [other for other in rows if label.startswith(f"{other} + ")]
+            base = rows[max(bases, key=len)] if bases else {}
+            for column, cell in cells.items():
+                if cell.get("delta") is not None:
+                    yield label, column, cell, base.get(column)
+
+
+CHECKS: tuple[Callable[[Twin], Check], ...] = (differences, averages, intervals, counts, adjusted, marks)
