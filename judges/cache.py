@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +40,18 @@ class Cache:
         """The stored reply, or None."""
         found = self._kept.find([key], "reply")
         return json.loads(found[key]) if found else None
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Those of the keys whose reply is stored."""
+        return set(self._kept.find(keys, "sample"))
+
+    def usages(self, model: str, most: int = 2000) -> list[dict[str, int]]:
+        """What stored replies of a model took, in tokens."""
+        return [json.loads(reply).get("usage") or {} for reply in self._kept.where("model", model, "reply", most)]
+
+    def models(self) -> list[str]:
+        """The models whose replies are stored."""
+        return self._kept.distinct("model")
 
     def put(self, key: str, model: str, sample: int, reply: Mapping[str, Any], seconds: float) -> None:
         """Store one reply; the first one stays if two runs asked at the same time."""

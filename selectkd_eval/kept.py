@@ -59,6 +59,18 @@ class Kept:
                 )
         return found
 
+    def where(self, column: str, value: Any, wanted: str, most: int) -> list[Any]:
+        """What `wanted` holds in at most so many rows with this value; which of them is as good as chance."""
+        with self._lock, self._explained():
+            asked = f"SELECT {wanted} FROM {self.table} WHERE {column} = ? LIMIT ?"
+            return [held for (held,) in self._database.execute(asked, (value, most))]
+
+    def distinct(self, column: str) -> list[Any]:
+        """Every value of a column, once."""
+        with self._lock, self._explained():
+            asked = f"SELECT DISTINCT {column} FROM {self.table} ORDER BY {column}"
+            return [held for (held,) in self._database.execute(asked)]
+
     def put(self, rows: Iterable[Sequence[Any]]) -> None:
         """Keep rows, values in the order of the columns, in one transaction. A key that is there keeps its row."""
         with self._lock, self._explained():
