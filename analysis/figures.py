@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from analysis import figure_bars, figure_landscape, figure_training
 from analysis.load import Library, library
+from analysis.protocols import one_protocol
 from analysis.style import Drawing, close, save, settle, styled
 from selectkd_eval.errors import choose
 from selectkd_eval.verbs import FigureOptions
@@ -26,7 +27,10 @@ FIGURES: dict[str, Callable[[Library, int], Drawing]] = {
 
 def run(options: FigureOptions) -> int | None:
     """Draw one figure and print where its files are and what they show."""
-    drawing = draw(options.what, library(options.records), options.resamples)
+    records = library(options.records)
+    if options.what == "winrate":
+        records = one_protocol(records, options.protocol)
+    drawing = draw(options.what, records, options.resamples)
     for path in save(drawing, options.out):
         print(f"wrote {path}", file=sys.stderr)
     print(drawing.alt)

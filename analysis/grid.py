@@ -61,6 +61,16 @@ class Grid:
         order = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
         return tuple((seed, measures.pool(by_seed[seed]).value) for seed in order)
 
+    def crossed(self, column: Column, method: Method) -> Estimate | None:
+        """The interval that resamples training seeds as well as prompts; None where there is one seed."""
+        by_seed: dict[int | None, list[Terms]] = defaultdict(list)
+        for measurement in self.found.get((column, method), []):
+            by_seed[measurement.seed].append(measurement.terms)
+        parts = [measures.pool(terms) for terms in by_seed.values()]
+        if len(parts) < 2 or len({part.prompts for part in parts}) > 1:
+            return None
+        return measures.crossed(parts, self.resamples)
+
     def sources(self, column: Column, method: Method) -> tuple[str, ...]:
         """File names of the records behind a number."""
         return tuple(sorted({found.record.path.name for found in self.found.get((column, method), [])}))

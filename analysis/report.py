@@ -19,9 +19,10 @@ from analysis.figures import FIGURES, draw
 from analysis.files import put
 from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
+from analysis.protocols import protocols, under
 from analysis.style import close, encode
 from analysis.summary import one_screen
-from analysis.tables import build
+from analysis.tables import JUDGED, build
 from selectkd_eval import __version__, stats
 from selectkd_eval.environment import sha256_file
 from selectkd_eval.errors import InputError
@@ -45,7 +46,7 @@ METHODS: tuple[tuple[str, str, str], ...] = (
     (
         "winrate",
         "Win rate",
-        "Wins / comparisons under the protocol's tie rule, prompt by prompt. Unreadable and failed comparisons are in "
+        "Wins / comparisons under the protocol's tie rule, prompt by prompt. Comparisons without a verdict are in "
         "neither sum and are listed below the table.",
     ),
     (
@@ -130,11 +131,17 @@ def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Marku
     for number, verb in _TABLES.items():
         if verb not in _measured(records):
             continue
-        try:
-            made.append(Markup(writers.html(build(number, records, resamples))))
-        except InputError as error:
-            left_out.append(f"Table {number}: {error}")
+        for part in _by_protocol(records) if number in JUDGED else [records]:
+            try:
+                made.append(Markup(writers.html(build(number, part, resamples))))
+            except InputError as error:
+                left_out.append(f"Table {number}: {error}")
     return made
+
+
+def _by_protocol(records: Library) -> list[Library]:
+    """The records once for every judging protocol in them: two never share a table or a figure."""
+    return [under(records, protocol) for protocol in protocols(records)] or [records]
 
 
 def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Picture]:
@@ -143,17 +150,21 @@ def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Pic
         assert name in FIGURES
         if verb not in _measured(records):
             continue
-        try:
-            drawing = draw(name, records, resamples)
-        except InputError as error:
-            left_out.append(f"Figure {name}: {error}")
-            continue
-        print(f"drew {name}", file=sys.stderr)
-        width = round(_PIXELS * float(drawing.figure.get_size_inches()[0]))
-        data = base64.b64encode(encode(drawing, "png", _DPI)).decode()
-        made.append(Picture(name, f"data:image/png;base64,{data}", drawing.caption, drawing.alt, width))
-        close(drawing)
+        for part in _by_protocol(records) if name == "winrate" else [records]:
+            try:
+                made.append(_picture(name, part, resamples))
+            except InputError as error:
+                left_out.append(f"Figure {name}: {error}")
     return made
+
+
+def _picture(name: str, records: Library, resamples: int) -> Picture:
+    drawing = draw(name, records, resamples)
+    print(f"drew {name}", file=sys.stderr)
+    width = round(_PIXELS * float(drawing.figure.get_size_inches()[0]))
+    data = base64.b64encode(encode(drawing, "png", _DPI)).decode()
+    close(drawing)
+    return Picture(name, f"data:image/png;base64,{data}", drawing.caption, drawing.alt, width)
 
 
 def _origin(record: Record) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from analysis.files import put
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method, library
 from analysis.pass_columns import Column, outcomes
+from analysis.protocols import one_protocol, protocols
 from analysis.speed_table import speed_table
 from analysis.table_ir import Block, Cell, Row, Table, finish, number
 from analysis.table_ir import Column as TableColumn
@@ -23,16 +24,20 @@ from selectkd_eval import stats, win_rates
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import TableOptions
 
+JUDGED = (1, 4, 6)  # the tables that hold win rates
 LEGEND = (
     "In parentheses: paired difference to the method without the gate, in points; ° its 95 % interval contains 0; "
-    "* Holm-adjusted p < .05 within the table block. Bold: best student, underlined: second; equal at the printed "
-    "precision ranks equal. — not measured."
+    "* Holm-adjusted p < .05 within the table block, of a permutation test that swaps the two methods prompt by "
+    "prompt. Bold: best student, underlined: second; equal at the printed precision ranks equal. — not measured."
 )
 
 
 def run(options: TableOptions) -> int | None:
     """Write one table in three formats and print its Markdown."""
-    table = build(options.number, library(options.records), options.resamples)
+    records = library(options.records)
+    if options.number in JUDGED:
+        records = one_protocol(records, options.protocol)
+    table = build(options.number, records, options.resamples)
     for path in write(table, options.out):
         print(f"wrote {path}", file=sys.stderr)
     print(writers.markdown(table), end="")
@@ -46,7 +51,9 @@ def write(table: Table, out: Path) -> list[Path]:
 
 
 def build(number: int, records: Library, resamples: int) -> Table:
-    """Table `number` of the paper from these records; an InputError when they hold nothing for it."""
+    """Table `number` of the paper from these records; an InputError when they hold nothing for it, or when their win
+    rates follow several protocols.
+    """
     builders: dict[int, Callable[[Library, int], Table]] = {
         1: win_rate_table,
         2: pass_table,
@@ -58,6 +65,8 @@ def build(number: int, records: Library, resamples: int) -> Table:
         raise InputError(
             "table 3 compares vision-language models, which this program does not run: ask for 1, 2, 4, 5 or 6"
         )
+    if number in JUDGED and len(protocols(records)) > 1:
+        records = one_protocol(records, "")
     if number not in builders:
         raise InputError(f"there is no table {number} in the paper: ask for 1, 2, 4, 5 or 6")
     return finish(builders[number](records, resamples))
@@ -206,13 +215,35 @@ def _notes(grid: Grid) -> list[str]:
         for method in grid.methods:
             seeds = grid.seeds(column, method)
             if len(seeds) > 1:
-                parts.append(f"{grid.library.label(method)} {', '.join(number(100 * v, 2) for _, v in seeds)}")
+                values = ", ".join(number(100 * v, 2) for _, v in seeds)
+                parts.append(f"{grid.library.label(method)} {values}{_crossed(grid, column, method)}")
         if parts:
-            notes.append(f"Per training seed, {grid.label(column)}: {'; '.join(parts)}.")
+            notes.append(
+                f"Per training seed, {grid.label(column)} (brackets: prompts and seeds both resampled, the wider "
+                f"interval that also covers another training): {'; '.join(parts)}."
+            )
+        if settled := _detectable(grid, column):
+            notes.append(
+                f"Smallest difference that {grid.label(column)} settles (80 % power, 5 % two-sided, one comparison): "
+                f"{settled} points."
+            )
     failed = {f.record.path.name: len(f.record.failed) for found in grid.found.values() for f in found}
     if total := sum(failed.values()):
         notes.append(f"{total} failed rows in {sum(map(bool, failed.values()))} records are in no number.")
     return notes + grid.notes
+
+
+def _crossed(grid: Grid, column: Column, method: Method) -> str:
+    value = grid.crossed(column, method)
+    return f" [{number(100 * value.low, 2)}, {number(100 * value.high, 2)}]" if value else ""
+
+
+def _detectable(grid: Grid, column: Column) -> str:
+    """From the intervals of the column's differences, the narrowest and the widest."""
+    pairs = [(method, base) for method in grid.methods if (base := grid.base_of(column, method))]
+    deltas = [found[0] for method, base in pairs if (found := grid.delta(column, method, base))]
+    sizes = {number(100 * stats.detectable(delta.half_width / stats.Z), 1) for delta in deltas if delta.n}
+    return " to ".join(sorted({min(sizes, key=float), max(sizes, key=float)}, key=float)) if sizes else ""
 
 
 def _outcome_notes(grid: Grid) -> list[str]:

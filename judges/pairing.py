@@ -15,9 +15,7 @@ from typing import Any
 from selectkd_eval import records
 from selectkd_eval.environment import sha256_file
 from selectkd_eval.errors import InputError
-from selectkd_eval.prompts import EMBEDDED_SETS, Prompt, load_prompts, read_json_rows
-
-_FILE_ANSWER = "generated_text"  # DistiLLM-2's evaluation files call the answer this
+from selectkd_eval.prompts import NAMED, Prompt, load_prompts
 
 
 @dataclass(frozen=True)
@@ -31,30 +29,39 @@ class Answers:
     generation: dict[str, Any] | None = None  # how it was decoded; None for a file of answers
     text: dict[str, str] = field(default_factory=dict)
     by_seed: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+    task: dict[str, str] = field(default_factory=dict)  # the data set that a prompt comes from, where it is told
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two answers to one prompt."""
+    """Two answers to one prompt. `task` is the stratum: the data set of the prompt, empty where all have the same."""
 
     prompt: str
     text: str
     seed: int
     candidate: str
     baseline: str
+    task: str = ""
 
 
-def load_answers(name: str) -> Answers:
-    """The answers of a record, a file or a named set; an InputError says what is missing."""
+def load_answers(name: str, prompt_dir: Path | None = None) -> Answers:
+    """The answers of a record, a file, a named set, or sets and files with commas; an InputError says what is missing.
+
+    `prompt_dir` is where the files of named sets lie.
+    """
     path = Path(name)
-    if not path.is_file():
-        if name in EMBEDDED_SETS:
-            prompt_set = load_prompts(name)
-            return _references(name, prompt_set.sha256, prompt_set.prompts)
-        raise InputError(f"there are no answers {name!r}: give an answer record or a .json or .jsonl file of answers")
-    if _is_record(path):
+    if path.is_file() and _is_record(path):
         return _from_record(path)
-    return _references(name, sha256_file(path), _file_prompts(path))
+    if path.is_file():
+        prompts = load_prompts(name).prompts
+        return _references(name, sha256_file(path), prompts)
+    if not any(part.strip() in NAMED or Path(part.strip()).is_file() for part in name.split(",")):
+        raise InputError(
+            f"there are no answers {name!r}: give an answer record, a .json or .jsonl file of answers, or a named set "
+            f"({', '.join(NAMED)})"
+        )
+    found = load_prompts(name, None, prompt_dir)
+    return _references(name, found.sha256, found.prompts)
 
 
 def newest_record(directory: Path) -> str:
@@ -91,8 +98,17 @@ def join(candidate: Answers, baseline: Answers, limit: int | None = None) -> lis
         )
     if not wanted:
         raise InputError(f"{candidate.name} holds no answers to judge: run its answer command again")
+    tasks = {prompt: candidate.task.get(prompt) or baseline.task.get(prompt) or "" for prompt in wanted}
+    several = len(set(tasks.values())) > 1
     return [
-        Comparison(prompt, candidate.text[prompt], seed, answer, _partner(baseline, prompt, seed))
+        Comparison(
+            prompt,
+            candidate.text[prompt],
+            seed,
+            answer,
+            _partner(baseline, prompt, seed),
+            tasks[prompt] if several else "",
+        )
         for prompt in wanted
         for seed, answer in sorted(candidate.by_seed[prompt].items())
     ]
@@ -129,6 +145,7 @@ def _from_record(path: Path) -> Answers:
     for row in record.good:
         answers.text[row["prompt"]] = row["text"]
         answers.by_seed[row["prompt"]][int(row["seed"])] = row["answer"]
+        answers.task[row["prompt"]] = str(row.get("source") or "")
     if record.failed:
         raise InputError(
             f"{path} has {len(record.failed)} prompts without an answer, which would be judged as if they had "
@@ -148,13 +165,8 @@ def _references(name: str, sha256: str, prompts: list[Prompt]) -> Answers:
             )
         answers.text.setdefault(prompt.id, prompt.text)
         answers.by_seed[prompt.id].setdefault(0, prompt.answer)
+        answers.task.setdefault(prompt.id, prompt.source)
     # DistiLLM-2's Evol-Instruct file asks one question twice; a prompt is judged once, against its first answer.
     answers.card["repeated_prompts"] = len(prompts) - len(answers.text)
     return answers
 
-
-def _file_prompts(path: Path) -> list[Prompt]:
-    rows = read_json_rows(path)
-    if rows and _FILE_ANSWER in rows[0]:
-        return [Prompt(str(row.get("prompt", "")), row.get(_FILE_ANSWER)) for row in rows]
-    return load_prompts(str(path)).prompts

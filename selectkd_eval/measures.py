@@ -62,8 +62,7 @@ class Terms:
         some = self.den > 0
         if self.proportion and stats.at_the_edge(self.num[some], self.den[some]):
             return stats.wilson(self.value * counted, counted)
-        how: Any = {} if method == "percentile" else {"method": method}
-        found = stats.ratio(self.num, self.den, strata=self.strata, resamples=resamples, seed=seed, **how)
+        found = stats.ratio(self.num, self.den, strata=self.strata, resamples=resamples, seed=seed, method=method)
         return replace(found, n=counted)
 
 
@@ -95,13 +94,29 @@ def pool(parts: Sequence[Terms]) -> Terms:
 def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -> tuple[Estimate, float]:
     """a minus b, paired by prompt, and its two-sided p-value; InputError when the prompts differ.
 
-    n counts the prompts that have a denominator on either side.
+    The p-value is that of `stats.swap_test`: were the two alike, a prompt's results could as well be each other's. n
+    counts the prompts that have a denominator on either side.
     """
     _same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
-    found, p = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.strata, resamples=resamples, seed=seed)
+    found, _ = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.strata, resamples=resamples, seed=seed)
+    p, _ = stats.swap_test(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
     return replace(found, n=int(np.count_nonzero((a.den > 0) | (b.den > 0)))), p
+
+
+def crossed(parts: Sequence[Terms], resamples: int = stats.RESAMPLES, seed: int = 0) -> Estimate:
+    """The pooled ratio of several seeds over the same prompts, with prompts and seeds both resampled.
+
+    Raises InputError when the prompts differ.
+    """
+    for part in parts[1:]:
+        _same_prompts(parts[0], part)
+    num, den = (np.stack([getattr(part, what) for part in parts], axis=1) for what in ("num", "den"))
+    if not den.sum():
+        return NOTHING
+    found = stats.crossed(num, den, strata=parts[0].strata, resamples=resamples, seed=seed)
+    return replace(found, n=int(np.count_nonzero(den.sum(axis=1))))
 
 
 def _same_prompts(a: Terms, b: Terms) -> None:

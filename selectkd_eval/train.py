@@ -93,8 +93,10 @@ def _training_card(ready: Materials, options: TrainOptions) -> dict[str, Any]:
         "batch": options.batch_size * launched().ranks,
         **{name: getattr(options, name) for name in _OPTIMISER},
         "teacher": ready.teacher.card.fingerprint if ready.teacher else None,
+        "teacher_name": ready.teacher.card.name if ready.teacher else "",
         "reference": ready.reference.card.fingerprint if ready.reference else None,
         "start": ready.student.card.fingerprint,
+        "start_name": ready.student.card.name,
         "data": ready.text.text.sha256,
         "record": records.record_path("train", options).name,
     }

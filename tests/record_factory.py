@@ -154,6 +154,7 @@ def winrate(
     n: int = 60,
     kind: str = "likelihood",
     ties: str = "excluded",
+    protocol: str = "selectkd",
 ) -> Record:
     rng = random.Random(f"{candidate['method']}{candidate['seed']}win")
     edge = 0.3 + 0.5 * (SKILL[_kind(candidate)] - 0.5) + 0.2
@@ -167,13 +168,17 @@ def winrate(
         rows.append({**row, "seed": 0, "candidate_chars": 120, "baseline_chars": 110, "reason": ""})
     facts = {
         "judge": {"name": "likelihood:embedded:judge" if kind == "likelihood" else "gpt-4o", "kind": kind, "note": ""},
-        "protocol": {"name": "selectkd", "sha256": digest("selectkd"), "order": "random", "ties": ties},
+        "protocol": {"name": protocol, "sha256": digest(protocol), "order": "random", "ties": ties},
         "candidate": candidate,
         "baseline": baseline,
         "prompts": {"name": "mini-stories", "sha256": digest("stories"), "n": n},
     }
     options = WinrateOptions(
-        out=out, candidate=candidate["name"], baseline=baseline["name"], judge=facts["judge"]["name"]
+        out=out,
+        candidate=candidate["name"],
+        baseline=baseline["name"],
+        judge=facts["judge"]["name"],
+        protocol=protocol,
     )
     return write("winrate", options, facts, rows)
 

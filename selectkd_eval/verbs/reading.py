@@ -92,10 +92,13 @@ class ListOptions:
     """What there is to name."""
 
     what: Literal[
-        "recipes", "divergences", "verifiers", "protocols", "prompts", "tasks", "graders", "models", "records"
-    ]
+        "recipes", "divergences", "verifiers", "judges", "protocols", "prompts", "tasks", "graders", "models",
+        "records",
+    ]  # fmt: skip
     """Which names."""
     explain: str = ""
     """One name explained: source, formula, defaults."""
     records: Path = RECORDS
     """Directory of the records, for `list records`."""
+    judge_file: Path = Path("judges.toml")
+    """Judges of your own, for `list judges`."""

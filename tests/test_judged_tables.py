@@ -1,0 +1,68 @@
+"""Win rates in tables: never two protocols in one, and what three seeds and so many prompts can settle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import record_factory as make
+
+from analysis import figures, tables
+from analysis.load import library
+from analysis.protocols import one_protocol, protocols, under
+from analysis.report import page
+from selectkd_eval.cli import main
+from selectkd_eval.errors import InputError
+from selectkd_eval.verbs import FigureOptions
+
+
+def judged(directory: Path, protocol: str, ties: str) -> None:
+    for method in ("KD", "KD + Spec-k"):
+        for seed in range(2):
+            make.winrate(directory, make.card(method, seed), make.card("Start"), n=30, ties=ties, protocol=protocol)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("mixed")
+    judged(directory, "selectkd", "excluded")
+    judged(directory, "distillm2", "half")
+    return directory
+
+
+def test_two_protocols_never_share_a_table(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["table", "1", "--records", str(mixed), "--out", str(tmp_path), "--resamples", "100"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "win rates of 2 protocols do not share a table" in said and "(4 records)" in said and "--protocol" in said
+    with pytest.raises(InputError, match="2 protocols"):
+        tables.build(4, library(mixed), 100)
+    assert main([*arguments, "--protocol", "distillm2"]) == 0
+    assert "a tie counts half" in (printed := capsys.readouterr().out) and "ties excluded" not in printed
+    assert main([*arguments, "--protocol", "distilm"]) == 2
+    assert "no win rate follows the protocol 'distilm': there are distillm2" in capsys.readouterr().err
+
+
+def test_two_protocols_never_share_a_figure(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 protocols"):
+        figures.run(FigureOptions(what="winrate", records=mixed, out=tmp_path, resamples=100))
+
+
+def test_the_page_has_one_table_for_each_protocol(mixed: Path) -> None:
+    text = page(library(mixed), "t", 100)
+    assert text.count("Table 1. Win rates") == 2
+
+
+def test_a_protocol_is_named_by_its_hash_where_names_are_alike(mixed: Path) -> None:
+    found = protocols(library(mixed))
+    assert [one.name for one in found] == ["distillm2", "selectkd"]
+    chosen = one_protocol(library(mixed), found[0].sha256[:10])
+    assert {record.facts["protocol"]["sha256"] for record in chosen.of("winrate")} == {found[0].sha256}
+    assert len(under(library(mixed), found[1]).of("winrate")) == 4
+
+
+def test_seeds_have_a_wider_interval_and_a_column_says_what_it_settles(mixed: Path) -> None:
+    table = tables.win_rate_table(under(library(mixed), protocols(library(mixed))[1]), 500)
+    notes = "\n".join(table.notes)
+    assert "prompts and seeds both resampled" in notes
+    assert "Smallest difference that mini-stories vs" in notes
