@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from selectkd_eval.stats import RESAMPLES, Estimate, Floats
 
-_CELLS = 250_000  # weights held at once: resamples x prompts
+_CELLS = 32_768  # weights held at once, resamples x prompts: their tables stay in a core's cache, 3 x the speed
 _FEW = 10  # with this many prompts per kind, one binomial per kind is cheaper than one index per prompt
 
 
@@ -43,11 +43,14 @@ def resampled_sums(table: ArrayLike, how: Resampling, strata: ArrayLike | None =
     return out
 
 
-def resampled_weights(n: int, how: Resampling, strata: ArrayLike | None = None) -> Iterator[Floats]:
-    """How often each of n prompts is drawn, chunk by chunk: (rows, n), `resamples` rows in all."""
+def resampled_weights(n: int, how: Resampling, strata: ArrayLike | None = None, entries: int = 0) -> Iterator[Floats]:
+    """How often each of n prompts is drawn, chunk by chunk: (rows, n), `resamples` rows in all.
+
+    `entries` is how many numbers the caller makes of a row, where those are more than n: chunks are as much shorter.
+    """
     groups = _strata(n, strata)
     rng = _generator(how, n)
-    for _, rows in _chunks(how.resamples, n):
+    for _, rows in _chunks(how.resamples, max(n, entries)):
         weights = np.empty((rows, n))
         for here in groups:
             weights[:, here] = _drawn(rng, rows, np.ones(int(here.sum()), dtype=np.int64))

@@ -6,6 +6,7 @@ The page is 120 columns wide; a label has up to twelve letters. Nothing is compu
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -13,12 +14,16 @@ from selectkd_eval.stats import Estimate
 
 _WIDTH = 120
 _LABEL = 15  # two blanks, twelve letters, one blank
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+_BOUND = re.compile(r" (?=%|\[)|(?<=\(n) |(?<=,) (?=[-+]?[\d.]+\])")  # "12 %", "12 % [10, 14]", "(n 805"
 
 
 def line(label: str, text: str) -> list[str]:
-    """A label and its text, wrapped under itself where the page ends."""
+    """A label and its text, wrapped under itself where the page ends; a number is not torn from its unit or interval."""
     start = f"  {label:<12} "
-    return textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=" " * _LABEL, break_long_words=True)
+    bound = _BOUND.sub(_NO_BREAK, text)
+    found = textwrap.wrap(bound, _WIDTH, initial_indent=start, subsequent_indent=" " * _LABEL, break_on_hyphens=False)
+    return [one.replace(_NO_BREAK, " ") for one in found]
 
 
 def share(estimate: Estimate) -> str:
