@@ -235,7 +235,12 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
 }
 
-_ORDERS = {"random": "random order", "seeded": "one order per instruction", "both": "both orders"}
+_ORDERS = {
+    "random": "random order",
+    "seeded": "one order per instruction",
+    "both": "both orders",
+    "fixed": "the baseline always first",  # no protocol of ours: files of published judgements have it
+}
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
