@@ -31,7 +31,8 @@ CHECKS: tuple[Callable[[Printed, Settings], list[Section]], ...] = (
     ceiling,
     repeats,
 )
-_SIZE = re.compile(r"(.+)=([1-9][0-9]{0,6})")
+MOST_SEEDS = 100
+_SIZE = re.compile(r"(.+)=([1-9][0-9]{0,4})")
 
 
 def run(options: AuditOptions) -> int | None:
@@ -52,8 +53,11 @@ def audit(options: AuditOptions) -> list[tuple[str, list[Section]]]:
     """The sections of every file, under its name; an InputError for a file that holds no table."""
     if options.digits is not None and not 0 <= options.digits <= 9:
         raise InputError(f"--digits is the count of printed decimals, 0 to 9, but {options.digits} was given")
-    if min(options.seeds) < 1 or options.sd <= 0:
-        raise InputError("--seeds and --sd must be above 0: give --seeds 1 3 --sd 0.4, for example")
+    if not 1 <= min(options.seeds) <= max(options.seeds) <= MOST_SEEDS:
+        given = " ".join(map(str, options.seeds))
+        raise InputError(f"--seeds are counts from 1 to {MOST_SEEDS}, but {given} was given: give --seeds 1 3")
+    if options.sd <= 0:
+        raise InputError(f"--sd is a standard deviation above 0, but {options.sd:g} was given: give --sd 0.4")
     tables = [_read(path, options.digits) for path in options.files]
     printed = [table for table in tables if isinstance(table, Printed)]
     settings = Settings(sizes(options.n, printed), options.protocol, options.seeds, options.sd)
@@ -82,7 +86,9 @@ def sizes(words: Iterable[str], tables: Sequence[Printed]) -> Mapping[str, tuple
     for word in words:
         match = _SIZE.fullmatch(word)
         if match is None:
-            raise InputError(f"--n takes COLUMN=NUMBER, such as evol_instruct=218, but {word!r} was given")
+            raise InputError(
+                f"--n takes COLUMN=NUMBER below 100,000, such as evol_instruct=218, but {word!r} was given"
+            )
         name = plain(match[1])
         if name not in map(plain, columns):
             raise InputError(f"--n {word}: no table has a column {match[1]!r}; there are: {', '.join(columns)}")

@@ -91,8 +91,8 @@ def _signs(table: Printed) -> Iterator[str]:
     above = sum(delta > 0 for delta in deltas)
     if deltas:
         yield (
-            f"{above} of {len(deltas)} benchmark differences are above 0. They share prompts, baseline answers and "
-            f"teachers, so they are not {len(deltas)} tosses of a coin"
+            f"{above} of {len(deltas)} benchmark differences are above 0. They share prompts and teachers, "
+            f"so they are not {len(deltas)} tosses of a coin"
             + (f", and no p of 2^-{len(deltas)} follows from it." if above == len(deltas) else ".")
         )
 
@@ -121,7 +121,7 @@ def repeats(table: Printed, settings: Settings) -> list[Section]:
         sentences.append(f"{len(found) - MOST} more numbers stand twice.")
     sentences += _whole_rows(table)
     sentences.append(
-        f"{pairs} pairs of equal numbers within a column; {expected:.1f} if values were spread evenly between the "
+        f"{pairs} pair{'' if pairs == 1 else 's'} of equal numbers within a column; {expected:.1f} if values were spread evenly between the "
         "smallest and the largest of their column"
         + (". Chance, a shared source and a copied cell look alike here." if pairs else ".")
     )

@@ -223,8 +223,8 @@ def _section(
     if mute:
         least = min(share for _, share in mute)
         sentences.append(
-            f"Not counted, because {100 * least:.1f} % or more of all printable values can be reached and the grid "
-            f"says nothing: {'; '.join(f'{grid.words} ({grid.name})' for grid, _ in mute)}."
+            f"Not counted, because {'all' if least == 1 else f'at least {100 * least:.1f} % of all'} printable values "
+            f"can be reached and the grid says nothing: {'; '.join(f'{grid.words} ({grid.name})' for grid, _ in mute)}."
         )
     uncounted = [grid.name for name, grid, share in silent if name == column and math.isnan(share)]
     if uncounted:
@@ -247,7 +247,8 @@ def _fitting(table: Printed, best: Fit | None, mine: list[Tried]) -> Iterator[st
         counts = " against ".join(f"{fit.on} of {fit.of} {fit.group.name}" for fit in line.tested)
         yield (
             f"The groups differ on {best.grid.name}: {counts} (Holm p {p_text(line.p_holm)}). Counted by one rule "
-            f"on the same {best.grid.n:,} prompts, all would lie on one grid."
+            f"on the same {best.grid.n:,} prompts, all would lie on one grid; means over more seeds or samples, and "
+            "rules that can reach nearly any value, stay open for the others."
         )
 
 

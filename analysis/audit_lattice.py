@@ -89,6 +89,8 @@ def on_grid(value: Fraction, grid: Grid, digits: int, percent: bool = True) -> b
 def reachable(grid: Grid, digits: int, percent: bool = True) -> float:
     """The share of all printable values from 0 to 1 (or 100 %) that lie on the grid; NaN where it is not counted."""
     scale = (100 if percent else 1) * 10**digits
+    if not grid.rule.open and grid.most >= scale:
+        return 1.0  # steps of a unit or less
     if not grid.rule.open:
         return len(np.unique(np.concatenate(_rounded(grid.most, scale)))) / (scale + 1)
     if digits > FINE or grid.most > WIDE:
