@@ -19,7 +19,8 @@ LABEL = re.compile(
 )
 # What names a model in an entry of a ranking: 'model': 'model_1', quotes single or double.
 RANKED = re.compile(r"""(?P<key>["'])model(?P=key)\s*:\s*(?P<value>["'])model(?P<label>_[12])(?P=value)""")
-DELIMITER = re.compile(r"={3,}(?=\s*(?:BEGIN|END)\b)", re.IGNORECASE)
+# Taken whole or not at all, so that a line of a thousand equal signs is not tried from each of them.
+DELIMITER = re.compile(r"(?<!=)={3,}+(?=\s*(?:BEGIN|END)\b)", re.IGNORECASE)
 
 _LOOKALIKES = {
     # Cyrillic and Greek letters that look like those of BEGIN, END, tie and the labels.
@@ -66,7 +67,7 @@ def _broken(text: str, at: set[int]) -> str:
     out, position = [], 0
     for char in text:
         parts = char if char.isascii() else _fold(char)
-        inside = at.intersection(range(position + 1, position + len(parts)))
+        inside = any(place in at for place in range(position + 1, position + len(parts)))
         # An invisible character has no position of its own: the blank goes before the next visible one.
         before = " " if parts and position in at else ""
         out.append(before + (" ".join(parts) if inside else char))

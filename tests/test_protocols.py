@@ -198,6 +198,14 @@ def test_a_mark_is_broken_up_by_blanks_alone(mark: str) -> None:
     assert neutralise(broken) == broken
 
 
+def test_a_long_answer_made_of_signs_is_done_in_one_go() -> None:
+    n = 200_000  # from every sign to the end would be 2e10 steps: this test would not come back
+    for text in ("=" * n, "[" * n, "[[" + " " * n, '"model": ' * n, "{" * n):
+        assert neutralise(text) == text
+    assert neutralise("[[A]]" * n) == "[ [A]]" * n
+    assert neutralise("=" * n + "BEGIN") == "= " * (n - 1) + "=BEGIN"
+
+
 @given(st.text())
 def test_a_text_without_brackets_equal_signs_and_model_names_stays_as_it_is(text: str) -> None:
     plain = "".join(c for c in text if not set(marks.folded(c)) & set("[]=")).replace("model", "")

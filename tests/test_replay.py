@@ -171,6 +171,15 @@ def test_identical_answers_are_ties_that_nobody_was_asked_about(tmp_path: Path) 
     assert same["asked"] is False and same["reason"] == "identical answers" and "asked" not in different
 
 
+def test_an_annotator_that_does_not_shuffle_shows_the_baseline_first(tmp_path: Path) -> None:
+    def orders(annotator: str) -> list[str]:
+        entries = [annotation(instruction=str(i), annotator=annotator) for i in range(20)]
+        return [row["order"] for row in replay.open_file(written(tmp_path, entries)).rows]
+
+    assert set(orders("lmsys_gpt4")) == {"baseline-first"}
+    assert orders("judge") == [replay.shown_order(str(i)) for i in range(20)] and len(set(orders("judge"))) == 2
+
+
 def test_a_repeated_instruction_keeps_both_judgements(tmp_path: Path) -> None:
     rows = replay.open_file(written(tmp_path, [annotation(), annotation(preference=1)])).rows
     assert len({row["key"] for row in rows}) == 2 and len({row["prompt"] for row in rows}) == 1

@@ -29,6 +29,7 @@ from selectkd_eval.prompts import prompt_id
 
 FORMAT = "alpaca_eval"
 _NEEDED = ("instruction", "output_1", "output_2", "preference")
+_UNSHUFFLED = ("lmsys_gpt4", "aviary_gpt4")  # the annotators that always show the baseline first
 _LONGEST_REPLY = 20_000  # of a ranking of two models; nothing longer is parsed
 _SAME = 1e-9  # the files round to ten decimals
 
@@ -56,7 +57,8 @@ def load(entries: Sequence[Mapping[str, Any]], path: Path, sha256: str) -> Publi
     rows = []
     for entry, number in zip(entries, numbers, strict=True):
         prompt = prompt_id(str(entry["instruction"]))
-        rows.append(_row(entry, number, prompt, seen[prompt], weighted))
+        order = "baseline-first" if annotator in _UNSHUFFLED else shown_order(str(entry["instruction"]))
+        rows.append(_row(entry, number, prompt, seen[prompt], order, weighted))
         seen[prompt] += 1
     return Published(
         format=FORMAT,
@@ -165,9 +167,8 @@ def _number(value: Any, where: str) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _row(entry: Mapping[str, Any], number: float | None, prompt: str, seed: int, weighted: bool) -> Row:
+def _row(entry: Mapping[str, Any], number: float | None, prompt: str, seed: int, order: Order, weighted: bool) -> Row:
     ours, theirs = (str(entry[side] or "") for side in ("output_2", "output_1"))
-    order = shown_order(str(entry["instruction"]))
     verdict = verdict_of(number)
     more: dict[str, Any] = {}
     if weighted and number is not None and number != -1:
