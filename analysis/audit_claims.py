@@ -121,7 +121,8 @@ def repeats(table: Printed, settings: Settings) -> list[Section]:
         sentences.append(f"{len(found) - MOST} more numbers stand twice.")
     sentences += _whole_rows(table)
     sentences.append(
-        f"{pairs} pair{'' if pairs == 1 else 's'} of equal numbers within a column; {expected:.1f} if values were spread evenly between the "
+        f"{pairs} pair{'' if pairs == 1 else 's'} of equal numbers within a column; {expected:.1f} if values were "
+        "spread evenly between the "
         "smallest and the largest of their column"
         + (". Chance, a shared source and a copied cell look alike here." if pairs else ".")
     )
