@@ -147,7 +147,7 @@ def agreement(found: Ratings, how: Resampling = _DEFAULT) -> Agreement:
     pairs = list(combinations(range(len(found.raters)), 2))
     per_unit = [_contingency(found.codes[:, i], found.codes[:, j]) for i, j in pairs] + [_coincidences(found.codes)]
     table = found.by_prompt(np.concatenate(per_unit, axis=1))
-    draws = resampled_sums(table, how)
+    draws = resampled_sums(table, how, found.tasks)
     out = []
     for at, (i, j) in enumerate(pairs):
         here = slice(at * K * K, (at + 1) * K * K)
@@ -222,7 +222,7 @@ def self_consistency(rows: Iterable[Row], how: Resampling = _DEFAULT) -> SelfCon
     pairwise = sums[:, 0] / np.maximum(given, 1)
     whole = (sums[:, 1:].max(axis=1) == given) & (given > 1)
     table = found.by_prompt(np.column_stack([sums, whole, pairwise, read]))
-    draws = resampled_sums(table, how)
+    draws = resampled_sums(table, how, found.tasks)
     return SelfConsistency(
         len(raters),
         int(read.sum()),
@@ -251,7 +251,7 @@ def classification(
     found = ratings({"the rater": rows, "the reference": reference}, unread_as)
     both = int((found.codes >= 0).all(axis=1).sum())
     table = found.by_prompt(_contingency(found.codes[:, 1], found.codes[:, 0]))
-    square, squares = table.sum(axis=0).reshape(K, K), resampled_sums(table, how).reshape(-1, K, K)
+    square, squares = table.sum(axis=0).reshape(K, K), resampled_sums(table, how, found.tasks).reshape(-1, K, K)
     missing = len(found.units) - both
     if not both:
         return Classification(0, NOTHING, NOTHING, NOTHING, NOTHING, missing)

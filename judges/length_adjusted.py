@@ -49,7 +49,7 @@ class Pairs:
     den: Floats
     x: Floats
     prompt: NDArray[np.int64]
-    strata: tuple[str, ...] | None  # per prompt, (N,)
+    tasks: tuple[str, ...] | None  # per prompt, (N,); None where there is one
 
 
 def pairs(rows: Iterable[Row], ties: str) -> Pairs:
@@ -102,7 +102,7 @@ def adjusted(found: Pairs, how: Resampling = _DEFAULT, ridge: float = RIDGE) -> 
     draws = np.concatenate(
         [
             np.stack(fit(weights * found.num, weights * found.den, found.x, ridge, start))
-            for weights in (drawn[:, found.prompt] for drawn in resampled_weights(n, how, found.strata, len(found.x)))
+            for weights in (drawn[:, found.prompt] for drawn in resampled_weights(n, how, found.tasks, len(found.x)))
         ],
         axis=1,
     )

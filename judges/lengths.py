@@ -45,13 +45,17 @@ class Lengths:
     adjusted: Adjusted
 
 
-def lengths(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, edges: Sequence[float] = EDGES) -> Lengths:
-    """The length report of judged rows under a tie rule of `win_rates.TIES`.
+def lengths(
+    rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, edges: Sequence[float] = EDGES
+) -> Lengths | None:
+    """The length report of judged rows under a tie rule of `win_rates.TIES`; None where no row tells both lengths.
 
     Lengths are averaged over answers, also those without a verdict. Comparisons settled without a judge are in the
     averages only: an empty answer loses and an identical one ties whatever the judge thinks of length.
     """
-    rows = list(rows)
+    rows = [row for row in rows if row.get("candidate_chars") is not None and row.get("baseline_chars") is not None]
+    if not rows:
+        return None
     asked = [row for row in rows if row.get("asked") is not False]
     candidate, baseline = (_mean(rows, side, how) for side in ("candidate_chars", "baseline_chars"))
     return Lengths(

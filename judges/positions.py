@@ -2,8 +2,8 @@
 
 A fair judge has one win rate in both positions. Where every comparison was judged in both orders, the same pair of
 answers says how often the verdict turned with the order; where the order was drawn, only the two groups of prompts can
-be compared. AlpacaEval 2's judge gives the same model 9 % shown first and 25 % shown second, so the drawn order alone is
-not enough. Nothing is corrected here; judging both orders is the correction.
+be compared. AlpacaEval 2's judge gives one model 9 % shown first and 25 % shown second: a drawn order is fair on
+average, but says little about a single prompt. Nothing is corrected here; judging both orders is the correction.
 """
 
 from __future__ import annotations
@@ -64,13 +64,16 @@ class Positions:
     both: BothOrders | None
 
 
-def positions(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT) -> Positions:
+def positions(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, paired: bool = True) -> Positions:
     """The position report of judged rows under a tie rule of `win_rates.TIES`.
 
     One position alone has no other order to agree with or to average over: rules about two orders count a tie half
-    here. Comparisons settled without a judge are in no figure, because no position was shown.
+    here. Comparisons settled without a judge are in no figure, because no position was shown. Without `paired`, nobody
+    knows which prompts the rows of an order are of (published counts), and they are not set against each other.
     """
     asked = [row for row in rows if row.get("asked") is not False]
+    if not paired:
+        asked = [{**row, "prompt": f"{row['prompt']}/{row['order']}"} for row in asked]
     rule = "excluded" if ties == "excluded" else "half"
     parts = [win_rate_terms([row for row in asked if row["order"] == order], rule) for order in (FIRST, SECOND)]
     tasks = {str(row["prompt"]): str(row.get("task") or "") for row in asked}
@@ -159,24 +162,23 @@ def lines(found: Positions) -> list[str]:
     """What `winrate` prints about positions."""
     out = wording.line(
         "position",
-        f"shown first {wording.share(found.first)} (n {found.first.n:,}), second {wording.share(found.second)} "
-        f"(n {found.second.n:,}), difference {wording.points(found.difference)}",
+        f"shown first {wording.share(found.first)} (n {found.first.n:,}), "
+        f"shown second {wording.share(found.second)} (n {found.second.n:,})",
     )
-    out += wording.line(
-        "", f"the answer shown first wins {wording.share(found.preference)} of the decided: {in_words(found)}"
-    )
+    out += wording.line("", f"first minus second {wording.points(found.difference)}: {in_words(found)}")
+    out += wording.line("", f"the answer shown first won {wording.share(found.preference)} of the decided verdicts")
     if found.both is not None:
         out += _both_lines(found.both)
     return out
 
 
 def in_words(found: Positions) -> str:
-    """Which position the judge favours, as far as the interval allows to say."""
-    if math.isnan(found.preference.value):
-        return "nothing was decided"
-    if not found.preference.excludes(0.5):
+    """Which position the judge favours, as far as the interval of the difference allows to say."""
+    if math.isnan(found.difference.value):
+        return "one position alone shows nothing"
+    if not found.difference.excludes(0):
         return "no favoured position can be seen"
-    return f"the judge favours the answer shown {'first' if found.preference.value > 0.5 else 'second'}"
+    return f"the judge favours the answer shown {'first' if found.difference.value > 0 else 'second'}"
 
 
 def _both_lines(both: BothOrders) -> list[str]:

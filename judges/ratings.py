@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,21 @@ class Ratings:
     raters: tuple[str, ...]
     units: tuple[Unit, ...]
     codes: NDArray[np.int64]
-    settled: int = 0  # comparisons left out because no rater was asked
-
-    @property
-    def prompts(self) -> NDArray[np.int64]:
-        """The number of each comparison's prompt, (U,)."""
-        return np.unique([unit[0] for unit in self.units], return_inverse=True)[1]
+    task_of: Mapping[str, str] = field(default_factory=dict)  # by prompt
+    settled: int = 0  # comparisons left out because somebody's verdict needed no judge
 
     def by_prompt(self, per_unit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums over each prompt's comparisons, (U, d) to (N, d)."""
-        prompts = self.prompts
+        """Sums over each prompt's comparisons, (U, d) to (N, d), prompts sorted."""
+        prompts = np.unique([unit[0] for unit in self.units], return_inverse=True)[1]
         out = np.zeros((prompts.max(initial=-1) + 1, per_unit.shape[1]))
         np.add.at(out, prompts, per_unit)
         return out
+
+    @property
+    def tasks(self) -> list[str] | None:
+        """Every prompt's task, prompts sorted; None where there is one."""
+        tasks = [self.task_of.get(prompt, "") for prompt in sorted({unit[0] for unit in self.units})]
+        return tasks if len(set(tasks)) > 1 else None
 
     @property
     def offered(self) -> int:
@@ -63,6 +65,7 @@ def ratings(by_rater: Mapping[str, Iterable[Row]], unread_as: str = "") -> Ratin
     by_order = any(len({_unit(row, False) for row in found}) < len(found) for found in rows.values())
     verdicts: dict[Unit, dict[str, int]] = defaultdict(dict)
     settled: set[Unit] = set()
+    tasks: dict[str, str] = {}
     for rater, found in rows.items():
         for row in found:
             unit = _unit(row, by_order)
@@ -71,6 +74,7 @@ def ratings(by_rater: Mapping[str, Iterable[Row]], unread_as: str = "") -> Ratin
                     f"{rater} judged the comparison {'/'.join(map(str, unit))} twice: give a record with one verdict "
                     f"per prompt, seed, order and repeat"
                 )
+            tasks.setdefault(unit[0], str(row.get("task") or ""))
             verdicts[unit][rater] = _code(row, unread_as)
             if row.get("asked") is False:
                 settled.add(unit)
@@ -82,14 +86,14 @@ def ratings(by_rater: Mapping[str, Iterable[Row]], unread_as: str = "") -> Ratin
         )
     units = tuple(unit for unit in shared if unit not in settled)
     codes = np.array([[verdicts[unit].get(rater, MISSING) for rater in rows] for unit in units], dtype=np.int64)
-    return Ratings(tuple(rows), units, codes.reshape(len(units), len(rows)), len(shared) - len(units))
+    return Ratings(tuple(rows), units, codes.reshape(len(units), len(rows)), tasks, len(shared) - len(units))
 
 
 def by_sample(rows: Iterable[Row], names: Sequence[str] = ()) -> dict[str, list[Row]]:
     """The repeats of one record as raters of their own: the annotators of a published file, or askings of a judge."""
     split: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
-        split[int(row.get("sample", 0))].append({**row, "sample": 0})
+        split[int(row.get("sample") or 0)].append({**row, "sample": 0})
     return {names[sample] if sample < len(names) else f"asking {sample + 1}": split[sample] for sample in sorted(split)}
 
 
@@ -114,7 +118,7 @@ def majority(by_rater: Mapping[str, Iterable[Row]]) -> list[Row]:
 
 
 def _unit(row: Row, by_order: bool) -> Unit:
-    unit = (str(row["prompt"]), row.get("seed", 0), row.get("sample", 0))
+    unit = (str(row["prompt"]), row.get("seed") or 0, row.get("sample") or 0)
     return (*unit, row.get("order")) if by_order else unit
 
 

@@ -15,11 +15,11 @@ from selectkd_eval.stats import Estimate
 _WIDTH = 120
 _LABEL = 15  # two blanks, twelve letters, one blank
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-_BOUND = re.compile(r" (?=%|\[)|(?<=\(n) |(?<=,) (?=[-+]?[\d.]+\])")  # "12 %", "12 % [10, 14]", "(n 805"
+_BOUND = re.compile(r" (?=%|\[|\(n )|(?<=\(n) |(?<=\d:) |(?<=,) (?=[-+]?[\d.]+\])")  # "12 %", "12 % [10, 14]", "(n 805"
 
 
 def line(label: str, text: str) -> list[str]:
-    """A label and its text, wrapped under itself where the page ends; a number is not torn from its unit or interval."""
+    """A label and its text, wrapped under itself where the page ends; a number keeps its unit and interval."""
     start = f"  {label:<12} "
     bound = _BOUND.sub(_NO_BREAK, text)
     found = textwrap.wrap(bound, _WIDTH, initial_indent=start, subsequent_indent=" " * _LABEL, break_on_hyphens=False)
