@@ -222,8 +222,9 @@ def _section(
     mute = [(grid, share) for name, grid, share in silent if name == column and share >= SILENT]
     if mute:
         least = min(share for _, share in mute)
+        most = "all" if least == 1 else f"at least {math.floor(1000 * least) / 10} % of all"
         sentences.append(
-            f"Not counted, because {'all' if least == 1 else f'at least {math.floor(1000 * least) / 10} % of all'} printable values "
+            f"Not counted, because {most} printable values "
             f"can be reached and the grid says nothing: {'; '.join(f'{grid.words} ({grid.name})' for grid, _ in mute)}."
         )
     uncounted = [grid.name for name, grid, share in silent if name == column and math.isnan(share)]
