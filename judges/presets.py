@@ -215,7 +215,8 @@ def _check_variable(what: str, value: str) -> None:
 
 def line(judge: Judge) -> str:
     """One judge in one line: model, host, price, limits."""
-    return f"{judge.model} at {judge.host}, {prices(judge)}, {limits(judge)}"
+    model = "" if judge.model == judge.name else f"{judge.model} "
+    return f"{model}at {judge.host}, {prices(judge)}, {limits(judge)}"
 
 
 def limits(judge: Judge) -> str:
@@ -256,7 +257,7 @@ def explained(judge: Judge) -> str:
 
 def _toml(value: Any) -> str:
     if value is None:
-        return "unknown"
+        return "not set"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -65,6 +65,12 @@ def _protocols(_: ListOptions) -> dict[str, Entry]:
     }
 
 
+def _judges(options: ListOptions) -> dict[str, Entry]:
+    presets = importlib.import_module("judges.presets")
+    known = presets.all_judges(options.judge_file)
+    return {name: Entry(presets.line(judge), presets.explained(judge)) for name, judge in known.items()}
+
+
 def _prompts(_: ListOptions) -> dict[str, Entry]:
     prompts = importlib.import_module("selectkd_eval.prompts")
     sets = {name: prompts.load_prompts(name) for name in prompts.EMBEDDED_SETS if ":" in name}
@@ -139,6 +145,7 @@ _LISTS: dict[str, Callable[[ListOptions], dict[str, Entry]]] = {
     "recipes": _recipes,
     "divergences": _divergences,
     "verifiers": _verifiers,
+    "judges": _judges,
     "protocols": _protocols,
     "prompts": _prompts,
     "tasks": _tasks,

@@ -1,12 +1,14 @@
 """A real OpenAI-compatible server on loopback, for the judge client's tests.
 
 It judges by rule: the longer answer wins, equal lengths tie; so the expected record can be worked out by hand. It
-counts the requests that it answered, by their content. `script` lists troubles that come first, one per request;
-a header `X-Test` is not needed, so the client under test is the client of the user.
+counts the requests that it answered, by their content. `script` lists troubles that come first, one per request; a
+trouble whose name is followed by a colon and a number takes that number, as in "429:0.4". `window` is a limit of so
+many requests in so many seconds, counted as a provider counts them.
 """
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import json
 import re
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_ANSWER = re.compile(r"=== BEGIN ANSWER ([AB]) ===\n(.*?)\n=== END ANSWER \1 ===", re.DOTALL)
+_ANSWER = re.compile(r"=== BEGIN ANSWER (?:OF )?(\S+) ===\n(.*?)\n=== END ANSWER (?:OF )?\1 ===", re.DOTALL)
 AGAIN = "held no verdict"
 
 
@@ -30,6 +32,12 @@ class JudgeServer:
     script: list[str] = field(default_factory=list)
     always: str = ""
     delay_s: float = 0.0
+    window: tuple[int, float] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    usage: dict[str, Any] = field(
+        default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
+    )
+    turned_away: int = 0
     answered: Counter[str] = field(default_factory=Counter)
     requests: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -42,13 +50,28 @@ class JudgeServer:
         with self.lock:
             return self.script.pop(0) if self.script else self.always
 
+    def to_wait(self) -> float:
+        """Seconds until the window has room, as of the request that was counted last; 0 when it has."""
+        if self.window is None:
+            return 0.0
+        most, seconds = self.window
+        with self.lock:
+            now = self.times[-1]
+            recent = [time for time in self.times if now - time < seconds]
+            return 0.0 if len(recent) <= most else recent[0] + seconds - now
+
 
 def longer_wins(request: dict[str, Any]) -> str:
-    """The rule: [[A]], [[B]] or [[C]] by the length of the two answers shown."""
+    """The rule, in the form that the request asks for: [[A]], [[B]] or [[C]], a ranking, or one model's name."""
     text = "\n".join(message["content"] for message in request["messages"])
-    answers = dict(_ANSWER.findall(text))
-    first, second = len(answers["A"]), len(answers["B"])
-    return "[[C]]" if first == second else "[[A]]" if first > second else "[[B]]"
+    shown = _ANSWER.findall(text)[:2]
+    (one, first), (two, second) = shown
+    better, worse = (one, two) if len(first) >= len(second) else (two, one)
+    if one == "A":
+        return "[[C]]" if len(first) == len(second) else f"[[{better}]]"
+    if one == "m":
+        return better
+    return f"[{{'model': '{better}', 'rank': 1}}, {{'model': '{worse}', 'rank': 2}}]"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -76,51 +99,103 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, request: dict[str, Any], trouble: str) -> None:
         key = self.headers["Authorization"].removeprefix("Bearer ")
-        if trouble == "429":
-            return self._error(429, "slow down", headers={"Retry-After": "0.4"})
-        if trouble == "quota":
-            return self._error(429, "you exceeded your quota", code="insufficient_quota")
-        if trouble in ("400", "401", "403", "404", "500"):
-            return self._error(int(trouble), f"no: the key was {key}")
-        if trouble == "cut":
+        if wait := self.state.to_wait():
+            self.state.turned_away += 1
+            return self._error(429, "too many requests", headers={"Retry-After": f"{wait:.3f}"})
+        if self._refused(trouble, key):
+            return None
+        body = json.dumps(self._completion(request, trouble, key)).encode()
+        if trouble == "echo key escaped":
+            body = body.replace(b"/", rb"\/")
+        if trouble == "cut body":
+            return self._send(200, body[: len(body) // 2], length=len(body))
+        with self.state.lock:
+            self.state.answered[hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()] += 1
+        return self._send(200, body, self.state.headers)
+
+    def _refused(self, trouble: str, key: str) -> bool:
+        """Whether the trouble leaves no completion; then it was answered, or cut."""
+        name, _, number = trouble.partition(":")
+        date = email.utils.formatdate(time.time() + float(number or 0), usegmt=True)
+        headers = {
+            "429": {"Retry-After": number} if number else {},
+            "429 ms": {"Retry-After-Ms": number},
+            "429 date": {"Retry-After": date},
+            "503": {"Retry-After": number} if number else {},
+        }
+        codes = {
+            "quota": (429, "insufficient_quota", None),
+            "unsupported": (400, "unsupported_parameter", "temperature"),
+            "too long": (400, "context_length_exceeded", "messages"),
+        }
+        if name in headers:
+            self._error(int(name[:3]), "slow down", headers=headers[name])
+        elif name in codes:
+            status, code, param = codes[name]
+            self._error(status, f"no: {name}", code, param=param)
+        elif name in ("400", "401", "402", "403", "404", "500"):
+            self._error(int(name), f"no: the key was {key}")
+        elif name == "cut":
             self.close_connection = True
             self.connection.shutdown(2)
-            return None
-        if trouble == "not json":
-            return self._send(200, b'{"choices": [')
-        said, finish = longer_wins(request), "stop"
+        elif name == "not json":
+            self._send(200, b'{"choices": [')
+        else:
+            return False
+        return True
+
+    def _completion(self, request: dict[str, Any], trouble: str, key: str) -> dict[str, Any]:
+        said, finish, extra = longer_wins(request), "stop", {}
         if trouble == "no label" and AGAIN not in request["messages"][-1]["content"]:
             said = "Both have merit."
         elif trouble == "never a label":
             said = "I cannot choose."
-        elif trouble == "length":
-            finish = "length"
-        elif trouble == "echo key":
+        elif trouble in ("length", "content_filter"):
+            finish = trouble
+        elif trouble in ("echo key", "echo key escaped"):
             said = f"your key is {key}. {said}"
-        body = {
+        elif trouble == "tags":
+            said = f"<think>At first sight [[A]] or [[B]]?</think>{said}"
+        elif trouble == "thinking apart":
+            extra = {"reasoning_content": f"I was asked with {key}. [[C]]"}
+        message = {"role": "assistant", "content": said, **extra}
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
+        if request.get("logprobs"):
+            other = {"m": "M", "M": "m"}[said]
+            first = {"token": said, "logprob": -0.1, "top_logprobs": [{"token": other, "logprob": -2.5}]}
+            choice["logprobs"] = {"content": [first]}
+        return {
             "id": "x",
             "object": "chat.completion",
             "created": 0,
             "model": "judge-2026-01-01",
             "system_fingerprint": "fp",
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105},
+            "choices": [choice],
+            "usage": self.state.usage,
         }
-        with self.state.lock:
-            self.state.answered[hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()] += 1
-        return self._send(200, json.dumps(body).encode())
 
-    def _error(self, status: int, message: str, code: str = "x", headers: dict[str, str] | None = None) -> None:
-        body = {"error": {"message": message, "type": "x", "code": code}}
+    def _error(
+        self,
+        status: int,
+        message: str,
+        code: str = "x",
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
+    ) -> None:
+        body = {"error": {"message": message, "type": "x", "code": code, "param": param}}
         self._send(status, json.dumps(body).encode(), headers)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         self.wfile.write(body)
+        if length is not None:
+            self.close_connection = True
+            self.wfile.flush()
+            self.connection.shutdown(2)
 
     def log_message(self, *args: Any) -> None:
         """Silence: the tests read stderr."""
