@@ -13,7 +13,7 @@ from typing import Any
 
 # The first pattern that matches a name decides: DeepSeek's distilled Qwen is written in Qwen's weights, by DeepSeek.
 _FAMILIES = (
-    ("OpenAI", r"\bgpt|chatgpt|davinci|\bo[134](-|\b)|openai"),
+    ("OpenAI", r"(?<![a-z])gpt|chatgpt|davinci|\bo[134](-|\b)|openai"),
     ("DeepSeek", r"deepseek|\bds-coder"),
     ("Qwen", r"qwen|\bqwq|tongyi"),
     ("Moonshot", r"moonshot|kimi"),

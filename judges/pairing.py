@@ -30,6 +30,7 @@ class Answers:
     text: dict[str, str] = field(default_factory=dict)
     by_seed: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
     task: dict[str, str] = field(default_factory=dict)  # the data set that a prompt comes from, where it is told
+    prompt_dir: Path | None = None  # where the files of its prompt set lay
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _from_record(path: Path) -> Answers:
         card=dict(record.facts["model"]),
         prompts=dict(record.facts.get("prompts") or {}),
         generation=record.facts.get("generation"),
+        prompt_dir=Path(where) if (where := record.options.get("prompt_dir")) else None,
     )
     for row in record.good:
         answers.text[row["prompt"]] = row["text"]
@@ -169,4 +171,3 @@ def _references(name: str, sha256: str, prompts: list[Prompt]) -> Answers:
     # DistiLLM-2's Evol-Instruct file asks one question twice; a prompt is judged once, against its first answer.
     answers.card["repeated_prompts"] = len(prompts) - len(answers.text)
     return answers
-

@@ -1,97 +1,175 @@
 """What does a win-rate record say, on one screen? The lines that `winrate` prints.
 
-Every number comes from the record's rows through `measures`; nothing is stored. The denominator, what is missing
-from it, and what the judge is stand beside the rate.
+Every number comes from the record's rows; nothing is stored. The denominator, what is missing from it, and what the
+judge is stand beside the rate; so do the other tie rule, the wider interval that crosses prompts with answer seeds,
+what so many prompts can settle, and the judge's habits: position, length, agreement with itself.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from judges import protocols, replay
-from judges.protocols import BOTH_ORDERS
-from selectkd_eval import win_rates
+import numpy as np
+
+from judges import agreement, families, lengths, positions, protocols, replay
+from judges.resampling import Resampling
+from judges.wording import line, share, some
+from selectkd_eval import measures, stats, win_rates
+from selectkd_eval.measures import Terms
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
 
-def lines(record: Record) -> list[str]:
+def lines(record: Record, resamples: int = stats.RESAMPLES) -> list[str]:
     """The result of a finished winrate record, the number first."""
-    facts, counts = record.facts, win_rates.verdict_counts(record.rows)
+    facts, how = record.facts, Resampling(resamples)
     terms = win_rates.win_rate(record)
-    estimate = terms.estimate()
-    protocol, judge = facts["protocol"], facts["judge"]
-    out = [
-        f"win rate {percent(estimate)}  {facts['candidate']['method']} over {facts['baseline']['method']}",
-        f"  interval     95 %, {estimate.method}, prompts as clusters",
-        f"  judge        {judge['name']}: {judge['note']}",
-        f"  protocol     {protocol['name']} ({protocols.in_words(protocol)})"
-        + (f", sha256 {protocol['sha256'][:12]}" if protocol["sha256"] else ""),
-        "  verdicts     {candidate} won, {baseline} lost, {tie} tied, {unreadable} unreadable, {failed} failed".format(
-            **counts
-        ),
-        f"  denominator  {terms.den.sum():g} counted on {estimate.n} prompts, from {len(record.rows)} judgements on "
-        f"{len({row['prompt'] for row in record.rows})} prompts",
-    ]
-    if repeated := facts["baseline"].get("repeated_prompts"):
-        out.append(f"  repeated     {repeated} entries of the baseline repeat a prompt: its first answer is judged")
-    out += _reasons(record)
-    missing = counts["unreadable"] + counts["failed"]
-    if missing:
-        low, high = win_rates.win_rate_bounds(record)
-        out.append(
-            f"  bounds       {number(low)} if all {missing} without a verdict were lost, {number(high)} if all were won"
-        )
-    out += _positions(record)
-    if judge["kind"] == "replay":
-        out += _published(record)
-    if counts["failed"] and judge["kind"] != "replay":
-        out.append(f"  {counts['failed']} failed: the same command tries them again")
-    out.append(f"  record       {record.path}")
-    return out
-
-
-def percent(estimate: Estimate) -> str:
-    """12.3 % [10.0, 14.6], or a dash when there is nothing to count."""
-    if math.isnan(estimate.value):
-        return "– (no decided comparison)"
-    scaled = estimate.scaled(100)
-    return f"{scaled.value:.2f} % [{scaled.low:.2f}, {scaled.high:.2f}]"
-
-
-def number(share: float) -> str:
-    """A share in percent, or a dash."""
-    return "–" if math.isnan(share) else f"{share * 100:.2f} %"
-
-
-def _reasons(record: Record) -> list[str]:
-    """What was settled without a judge, and why replies could not be read: counts by reason."""
-    counts: dict[str, int] = {}
-    for row in record.good:
-        if row.get("reason") and (row["verdict"] == "unreadable" or row.get("asked") is False):
-            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
-    return ["  of these     " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))] if counts else []
-
-
-def _positions(record: Record) -> list[str]:
-    """The rate by the position in which the candidate was shown: a fair judge has one rate."""
-    if record.facts["judge"]["kind"] == "likelihood":
-        return ["  position     does not matter: a likelihood judge sees one answer at a time"]
-    ties = record.facts["protocol"]["ties"]
-    parts = []
-    for order, where in zip(BOTH_ORDERS, ("first", "second"), strict=True):
-        terms = win_rates.win_rate_terms([row for row in record.rows if row["order"] == order], ties)
-        parts.append(f"shown {where} {percent(terms.estimate())} (n {terms.den.sum():g})")
-    return ["  position     " + ", ".join(parts)]
-
-
-def _published(record: Record) -> list[str]:
-    """AlpacaEval's own figures, for comparison with its leaderboard digit by digit."""
-    raw: list[Any] = [-1.0 if row["verdict"] == "failed" else row["raw"] for row in record.rows]
-    row = replay.leaderboard_row(raw)
-    excluded = win_rates.win_rate_terms([{**r, "preference": None} for r in record.rows], "excluded").estimate()
+    estimate = terms.estimate(resamples)
+    names = " over ".join(_name(facts[side], side) for side in ("candidate", "baseline"))
+    rate = share(estimate) if not math.isnan(estimate.value) else "– (no decided comparison)"
     return [
-        "  AlpacaEval   " + ", ".join(f"{name} {value!r}" for name, value in row.items()),
-        f"  ties out     {percent(excluded)} of {row['n_wins'] + row['n_wins_base']} decided",
+        f"win rate {rate}  {names}",
+        *_interval(record, terms, estimate, resamples),
+        *_judge(facts),
+        *_denominator(record, terms, estimate),
+        *_tasks(record, resamples),
+        *_habits(record, how),
+        *_spent(record),
+        *(replay.lines(record) if facts.get("format") else []),
+        *line("record", str(record.path)),
     ]
+
+
+def _name(card: Mapping[str, Any], side: str) -> str:
+    name = str(card.get("method") or card.get("name") or "unnamed")
+    return f"the {side}" if name == "unnamed" else name
+
+
+def _interval(record: Record, terms: Terms, estimate: Estimate, resamples: int) -> Iterator[str]:
+    """How sure the rate is, by every honest account of it."""
+    rule = win_rates.tie_rule(record)
+    strata = f", {len(set(terms.strata))} tasks as strata" if terms.strata else ""
+    yield from line(
+        "interval", f"95 %, {estimate.method}, prompts as clusters{strata}; {_bca(terms, estimate, resamples)}"
+    )
+    other = "half" if rule == "excluded" else "excluded"
+    # A judge's probability has no ties; with the words alone, the other rule can be told.
+    rows = [{**row, "preference": None} for row in record.rows] if other == "excluded" else record.rows
+    told = win_rates.win_rate_terms(rows, other)
+    yield from line("other rule", f"{share(told.estimate(resamples))} where {win_rates.TIES[other]}")
+    yield from _seeds(record, rule, resamples)
+    if not math.isnan(estimate.value):
+        error = stats.standard_error(terms.num, terms.den, terms.strata)
+        yield from line(
+            "settles",
+            f"{100 * stats.detectable(math.sqrt(2) * error):.1f} points to another model's rate on these prompts, were "
+            f"their verdicts unrelated (80 % power, 5 % two-sided); --compare pairs them and settles less",
+        )
+        if warning := stats.disagreement(estimate, error):
+            yield from line("warning", warning)
+
+
+def _bca(terms: Terms, estimate: Estimate, resamples: int) -> str:
+    if estimate.method.startswith("Wilson") or math.isnan(estimate.value):
+        return "too few on one side to resample"
+    found = terms.estimate(resamples, method="bca").scaled(100)
+    return f"BCa [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _seeds(record: Record, rule: str, resamples: int) -> list[str]:
+    """Several answers to every prompt: the rate of each seed, and the interval that would also cover another one."""
+    apart = win_rates.by_seed(record.rows, rule)
+    if len(apart) < 2:
+        return []
+    crossed = measures.crossed(list(apart.values()), resamples)
+    values = ", ".join(f"{100 * part.value:.2f}" for part in apart.values())
+    spread = float(np.std([100 * part.value for part in apart.values()], ddof=1))
+    return line(
+        "seeds",
+        f"{len(apart)} answers to every prompt ({values}; sd {spread:.2f}); crossed with prompts, the conservative "
+        f"interval: {share(crossed)}",
+    )
+
+
+def _judge(facts: Mapping[str, Any]) -> Iterator[str]:
+    judge, protocol = facts["judge"], facts["protocol"]
+    yield from line("judge", f"{judge['name']}: {judge['note']}")
+    for deviation in judge.get("deviations") or []:
+        yield from line("deviation", deviation)
+    if kin := families.kin(str(judge.get("family") or judge["name"]), facts["candidate"], facts["baseline"]):
+        yield from line("kin", kin)
+    digest = f", sha256 {protocol['sha256'][:12]}" if protocol.get("sha256") else ""
+    yield from line("protocol", f"{protocol['name']} ({protocols.in_words(protocol)}){digest}")
+
+
+def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[str]:
+    """What was counted, what was not and why, and what that could change."""
+    counts = win_rates.verdict_counts(record.rows)
+    words = {"candidate": "won", "baseline": "lost", "tie": "tied"}
+    always = (*win_rates.DECIDED, "unreadable", "failed")
+    told = [f"{n:,} {words.get(word, word)}" for word, n in counts.items() if n or word in always]
+    yield from line("verdicts", ", ".join(told))
+    prompts = len({row["prompt"] for row in record.rows})
+    yield from line(
+        "denominator",
+        f"{terms.den.sum():g} counted on {some(estimate.n, 'prompt')}, from {some(len(record.rows), 'judgement')} on "
+        f"{some(prompts, 'prompt')}",
+    )
+    if repeated := record.facts["baseline"].get("repeated_prompts"):
+        yield from line("repeated", f"{repeated} entries of the baseline repeat a prompt: its first answer is judged")
+    reasons: Counter[str] = Counter()
+    for row in record.good:
+        if row.get("reason") and (win_rates.undecided(row) or row.get("asked") is False):
+            reasons[row["reason"]] += 1
+    if reasons:
+        yield from line("of these", ", ".join(f"{n:,} {what}" for what, n in sorted(reasons.items())))
+    missing = sum(n for word, n in counts.items() if word not in win_rates.DECIDED)
+    if missing:
+        low, high = (f"{100 * bound:.2f} %" for bound in win_rates.win_rate_bounds(record))
+        yield from line("bounds", f"{low} if all {missing:,} without a verdict were lost, {high} if all were won")
+    if counts["failed"] and record.facts["judge"]["kind"] != "replay":
+        yield from line("again", f"{counts['failed']:,} failed: the same command tries them again")
+
+
+def _tasks(record: Record, resamples: int) -> Iterator[str]:
+    """The rate of every data set, where the record covers several."""
+    rule, tasks = win_rates.tie_rule(record), sorted({str(row.get("task") or "") for row in record.rows})
+    for task in tasks if len(tasks) > 1 else ():
+        found = win_rates.win_rate_terms([row for row in record.rows if row.get("task") == task], rule)
+        estimate = found.estimate(resamples)
+        yield from line("task", f"{task}: {share(estimate)} (n {estimate.n:,})")
+
+
+def _habits(record: Record, how: Resampling) -> Iterator[str]:
+    """What else than quality the judge's verdicts go with."""
+    rule, rows = win_rates.tie_rule(record), record.rows
+    if record.facts["judge"]["kind"] == "likelihood":
+        yield from line("position", "does not matter: a likelihood judge sees one answer at a time")
+    elif record.facts["judge"].get("counts_only"):
+        yield from line("position", "not known prompt by prompt: the file holds counts for each order")
+    elif all(row.get("order") for row in rows):
+        yield from positions.lines(positions.positions(rows, rule, how))
+    if found := lengths.lengths(rows, rule, how):
+        yield from lengths.lines(found)
+    if len({row.get("sample") or 0 for row in rows}) > 1:
+        names = record.facts["judge"].get("raters") or []
+        if names:
+            yield from agreement.lines(agreement.agreement(agreement.ratings(agreement.by_sample(rows, names)), how))
+        else:
+            yield from agreement.consistency_lines(agreement.self_consistency(rows, how))
+
+
+def _spent(record: Record) -> list[str]:
+    """Calls and tokens of a served judge, whether they were paid for now or came from the cache."""
+    usages = [row["usage"] for row in record.rows if row.get("usage")]
+    if not usages:
+        return []
+    total: Counter[str] = Counter()
+    for usage in usages:
+        total.update(usage)
+    calls = sum(int(row.get("replies") or 0) for row in record.rows)
+    tokens = f"{total['prompt_tokens']:,} tokens in and {total['completion_tokens']:,} out"
+    return line("asked", f"{some(calls, 'reply', 'replies')}, {tokens}")

@@ -1,139 +1,128 @@
-"""`winrate`: how often is the candidate's answer preferred to the baseline's? (SelecTKD, Tables 1 and 4.)
+"""`winrate`: how often is the candidate's answer preferred to the baseline's? (SelecTKD, Tables 1 and 4, Figure 5.)
 
-One row per comparison and shown order, one judge and one protocol per record. The judge is a served model, a local
-model's likelihood, or a file of published judgements. The number on stdout is computed from the record's rows by
-the same functions that tables and figures use. It adjusts neither for length nor for the judge's taste.
+One row per comparison, shown order and repeat, one judge and one protocol per record. The judge is a served model, a
+local model that is asked, a local model's likelihood, or a file of published judgements (`judges.ways`). The numbers on
+stdout are computed from the record's rows by the same functions that tables and figures use.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tqdm import tqdm
-
-from judges import likelihood, pairing, protocols, replay, verdicts
-from judges.cache import Cache
+from judges import agreement, compare, pairing, protocols, ratings, replay, verdicts, ways
+from judges.by_server import Write
 from judges.pairing import Answers, Comparison
-from judges.protocols import Order, Protocol
+from judges.protocols import Protocol
+from judges.resampling import Resampling
 from judges.summary import lines
+from judges.tasks import Task
 from judges.verdicts import Verdict
 from selectkd_eval import records
-from selectkd_eval.environment import require
 from selectkd_eval.errors import InputError, SetupError
-from selectkd_eval.records import Writer
+from selectkd_eval.measures import Row
+from selectkd_eval.records import Record, Writer
 from selectkd_eval.verbs import WinrateOptions
-
-if TYPE_CHECKING:
-    from judges.served import Outcome
-
-CACHE = "judge-cache.sqlite"
 
 
 def run(options: WinrateOptions) -> int:
     """Judge, or go on judging, and print the win rate. Returns 0; errors are raised."""
-    kind, _, what = options.judge.partition(":")
-    if kind in ("replay", "likelihood") and not what:
-        raise InputError(f"--judge {options.judge!r} names no {'file' if kind == 'replay' else 'model'}: {kind}:NAME")
-    model = what if kind == "likelihood" else ""
-    path = _replay(options, Path(what)) if kind == "replay" else _judge(options, model)
+    # Read before anything is asked: a wrong name here must not be found after the judging was paid for.
+    others = [records.read(path, verb="winrate") for path in options.compare]
+    judges = [_raters(path) for path in options.agreement]
+    published = _published(options)
+    path = _replayed(options, published) if published else _judged(options)
+    if path is None:
+        return 0
     record = records.read(path, verb="winrate")
-    print("\n".join(lines(record)))
+    print("\n".join(lines(record, options.resamples)))
+    how = Resampling(resamples=options.resamples)
+    for found in judges:
+        print("\n" + "\n".join(_agreement(record, found, how)))
+    if others:
+        print("\n" + "\n".join(compare.lines(record, others, options.resamples)))
     return 0
 
 
-def _replay(options: WinrateOptions, file: Path) -> Path:
-    published = replay.load(file)
-    judgements = published.judgements[: options.limit]
-    weighted = replay.is_weighted(judgement.preference for judgement in judgements)
+def _published(options: WinrateOptions) -> replay.Published | None:
+    """The file of judgements that --judge replay:FILE names; None for every other judge."""
+    kind, _, what = options.judge.partition(":")
+    if kind != "replay" or replay.is_cache(Path(what)):
+        return None
+    if not what:
+        raise InputError(f"--judge {options.judge!r} names no file: replay:FILE")
+    return replay.open_file(Path(what))
+
+
+def _replayed(options: WinrateOptions, found: replay.Published) -> Path:
+    """The record of published judgements: the rows of the file, of the first --limit prompts."""
+    kept = list(dict.fromkeys(row["prompt"] for row in found.rows))[: options.limit]
+    first = set(kept)
     facts = {
-        "judge": {"name": published.annotator, "kind": "replay", "note": "published judgements, read from a file"},
-        "protocol": {
-            "name": f"alpaca_eval:{published.annotator}",
-            "sha256": "",  # the file does not hold the prompt that was used
-            "order": "random",
-            "ties": "half",
-        },
-        "candidate": {"name": published.candidate, "method": published.candidate, "fingerprint": ""},
-        "baseline": {"name": published.baseline, "method": published.baseline, "fingerprint": ""},
-        "prompts": {"name": file.name, "sha256": published.sha256, "n": len({j.prompt for j in judgements})},
-        "weighted": weighted,
+        "judge": found.judge,
+        "protocol": found.protocol,
+        "candidate": found.candidate,
+        "baseline": found.baseline,
+        "prompts": {**found.prompts, "n": len(kept)},
+        "weighted": found.weighted,
+        "format": found.format,
     }
-    with records.open_record("winrate", options, inputs={"judgements": published.sha256}, facts=facts) as record:
-        for judgement in () if record.complete else judgements:
-            key = f"{judgement.prompt}/{judgement.seed}/{judgement.order}"
-            if key in record.done:
-                continue
-            word = judgement.verdict.word
-            extra: dict[str, Any] = {}
-            if weighted and word in ("candidate", "baseline", "tie") and judgement.preference:
-                extra["preference"] = judgement.preference - 1  # the judge's probability that the candidate is better
-            if word == "failed":
-                extra["error"] = judgement.verdict.reason
-            record.write(
-                key,
-                prompt=judgement.prompt,
-                seed=judgement.seed,
-                order=judgement.order,
-                verdict=word,
-                reason=judgement.verdict.reason,
-                raw=judgement.preference,
-                candidate_chars=judgement.candidate_chars,
-                baseline_chars=judgement.baseline_chars,
-                **extra,
-            )
+    with records.open_record("winrate", options, inputs={"judgements": found.sha256}, facts=facts) as record:
+        for row in () if record.complete else found.rows:
+            if row["key"] not in record.done and row["prompt"] in first:
+                record.write(**row)
         record.finish()
         return record.path
 
 
-def _judge(options: WinrateOptions, model: str) -> Path:
-    """Compare two sets of answers, by the likelihood under `model` or, when that is empty, by a served judge."""
+def _judged(options: WinrateOptions) -> Path | None:
+    """Compare two sets of answers and return the record; None where nothing was to be judged yet (--dry-run)."""
     protocol = protocols.protocol(options.protocol)
-    if not model:
-        options = _with_server(options)
-    options, candidate, baseline, limit = _sides(options)
+    way = ways.way(options, protocol)
+    options, candidate, baseline, limit = _sides(way.options)
     comparisons = pairing.join(candidate, baseline, limit)
-    inputs = {"candidate": candidate.sha256, "baseline": baseline.sha256, "protocol": protocol.sha256}
-    judge: dict[str, Any] = {"name": options.judge, "kind": "server", "note": "a language model's preference"}
-    if model:
-        card = likelihood.scorer().judge_card(model, options.device, options.threads)
-        inputs["judge"] = card["fingerprint"]
-        judge = {"name": options.judge, "kind": "likelihood", "note": likelihood.label(model), "model": card}
-        judge["tie_band"] = options.tie_band
+    inputs = {"candidate": candidate.sha256, "baseline": baseline.sha256, "protocol": protocol.sha256, **way.inputs}
     facts = {
-        "judge": judge,
+        "judge": way.facts,
         "protocol": protocol.facts(),
         "candidate": candidate.card,
         "baseline": baseline.card,
         "generation": {"candidate": candidate.generation, "baseline": baseline.generation},
         "prompts": {**candidate.prompts, "n": len({comparison.prompt for comparison in comparisons})},
     }
+    tasks = _tasks(comparisons, protocol, options)
+    if options.dry_run:
+        done = _done(options)
+        asked = [task for task in tasks if task.key not in done and _obvious(task) is None]
+        print("\n".join(way.plan(asked)))
+        return None
     with records.open_record("winrate", options, inputs=inputs, facts=facts) as record:
-        todo = _todo(record, comparisons, protocol, options.seed)
-        todo = _write_obvious(record, todo)
-        if todo and model:
-            _by_likelihood(record, todo, options, model)
-        elif todo:
-            _by_server(record, todo, options, protocol)
+        todo = _write_obvious(record, [task for task in tasks if task.key not in record.done])
+        if todo and not way.judge(record, todo, _writer(record)):
+            return None
         if not record.done:
             raise SetupError(f"not one comparison got a verdict; the reasons are in {record.path}")
         record.finish()
         return record.path
 
 
+def _done(options: WinrateOptions) -> set[str]:
+    """Keys that an earlier run of this command has finished."""
+    path = records.record_path("winrate", options)
+    return {row["key"] for row in records.read(path, unfinished_ok=True).good} if path.exists() else set()
+
+
 def _sides(options: WinrateOptions) -> tuple[WinrateOptions, Answers, Answers, int | None]:
     """Both sets of answers, the options with their names filled in, and how many prompts to judge."""
     options = replace(options, candidate=options.candidate or pairing.newest_record(options.out))
-    candidate = pairing.load_answers(options.candidate)
+    candidate = pairing.load_answers(options.candidate, options.prompt_dir)
     if options.baseline:
-        return options, candidate, pairing.load_answers(options.baseline), options.limit
+        return options, candidate, pairing.load_answers(options.baseline, options.prompt_dir), options.limit
     own = str(candidate.prompts.get("name", ""))
     try:
-        baseline = pairing.load_answers(own)
+        baseline = pairing.load_answers(own, options.prompt_dir or candidate.prompt_dir)
     except InputError as error:
         raise InputError(
             f"{candidate.name} needs something to be compared with, and its prompt set is no help ({error}): "
@@ -143,101 +132,78 @@ def _sides(options: WinrateOptions) -> tuple[WinrateOptions, Answers, Answers, i
     return replace(options, baseline=own), candidate, baseline, options.limit or len(candidate.text)
 
 
-Todo = list[tuple[str, Comparison, Order]]
+def _tasks(comparisons: list[Comparison], protocol: Protocol, options: WinrateOptions) -> list[Task]:
+    """Every comparison in every order that it is shown in, as often as it is asked about."""
+    return [
+        Task(f"{shown.prompt}/{shown.seed}/{order}" + (f"/{sample}" if sample else ""), shown, order, sample)
+        for sample in range(options.repeats)
+        for shown in comparisons
+        for order in protocol.orders(shown.prompt, shown.seed, options.seed, shown.text)
+    ]
 
 
-def _todo(record: Writer, comparisons: Sequence[Comparison], protocol: Protocol, seed: int) -> Todo:
-    found = []
-    for comparison in comparisons:
-        for order in protocol.orders(comparison.prompt, comparison.seed, seed, comparison.text):
-            key = f"{comparison.prompt}/{comparison.seed}/{order}"
-            if key not in record.done:
-                found.append((key, comparison, order))
-    return found
+def _obvious(task: Task) -> Verdict | None:
+    return verdicts.without_judge(task.comparison.candidate, task.comparison.baseline)
 
 
-def _write_obvious(record: Writer, todo: Todo) -> Todo:
+def _write_obvious(record: Writer, todo: list[Task]) -> list[Task]:
     """Settle what needs no judge (identical and empty answers) and return the rest."""
-    rest = []
-    for key, comparison, order in todo:
-        verdict = verdicts.without_judge(comparison.candidate, comparison.baseline)
-        if verdict is None:
-            rest.append((key, comparison, order))
+    write, rest = _writer(record), []
+    for task in todo:
+        if (verdict := _obvious(task)) is None:
+            rest.append(task)
         else:
-            _write(record, key, comparison, order, verdict, {"asked": False})
+            write(task, verdict, {"asked": False})
     return rest
 
 
-def _by_likelihood(record: Writer, todo: Todo, options: WinrateOptions, model: str) -> None:
-    rows: dict[int, list[tuple[str, Order]]] = {}
-    for key, comparison, order in todo:
-        rows.setdefault(id(comparison), []).append((key, order))
-    unique = list({id(comparison): comparison for _, comparison, _ in todo}.values())
-    found = likelihood.judge(unique, model, options.tie_band, options.device, options.threads)
-    for comparison, verdict, scores in tqdm(found, total=len(unique), desc="likelihood", unit="pair"):
-        for key, order in rows[id(comparison)]:
-            _write(record, key, comparison, order, verdict, {"asked": True, **scores})
+def _writer(record: Writer) -> Write:
+    """What a judge calls with each verdict: one row, in the form that every win rate has."""
+
+    def write(task: Task, verdict: Verdict, said: Mapping[str, Any]) -> None:
+        shown = task.comparison
+        record.write(
+            task.key,
+            prompt=shown.prompt,
+            seed=shown.seed,
+            order=task.order,
+            sample=task.sample,
+            task=shown.task,
+            verdict=verdict.word,
+            reason=verdict.reason,
+            candidate_chars=len(shown.candidate.strip()),
+            baseline_chars=len(shown.baseline.strip()),
+            **({} if verdict.preference is None else {"preference": verdict.preference}),
+            **said,
+            **({"error": verdict.reason} if verdict.word == "failed" else {}),
+        )
+
+    return write
 
 
-def _with_server(options: WinrateOptions) -> WinrateOptions:
-    """Fail on a missing package, key or a bad address before anything is read or written."""
-    require("openai", f"the judge {options.judge!r}", "judge")
-    from judges import client
-
-    options = replace(options, base_url=client.checked_url(options.base_url))
-    client.key_for(options.base_url, options.key_variable, os.environ)
-    if options.concurrency < 1:
-        raise InputError(f"--concurrency {options.concurrency} would ask nothing: give 1 or more")
-    return options
+Raters = tuple[str, dict[str, list[Row]]]
 
 
-def _by_server(record: Writer, todo: Todo, options: WinrateOptions, protocol: Protocol) -> None:
-    from judges.client import Client, FatalError, key_for
-    from judges.served import Task, judge_all
-
-    key = key_for(options.base_url, options.key_variable, os.environ)
-    tasks = [Task(*item) for item in todo]
-
-    async def ask(cache: Cache, bar: Any) -> None:
-        def keep(outcome: Outcome) -> None:
-            task, last = outcome.task, outcome.replies[-1] if outcome.replies else None
-            said = {
-                "asked": True,
-                "raw": last.text if last else "",
-                "finish": last.finish_reason if last else None,
-                "judge_model": last.model if last else "",
-                "judge_fingerprint": last.fingerprint if last else "",
-                "usage": outcome.usage(),
-                "replies": len(outcome.replies),
-            }
-            _write(record, task.key, task.comparison, task.order, outcome.verdict, said)
-            bar.update()
-
-        async with Client(options.judge, options.base_url, key, protocol, cache) as client:
-            await judge_all(tasks, client, options.concurrency, keep)
-
-    with Cache(options.out / CACHE) as cache, tqdm(total=len(tasks), desc=options.judge, unit="call") as bar:
-        try:
-            asyncio.run(ask(cache, bar))
-        except FatalError as error:
-            raise SetupError(
-                f"{error}; {len(record.done)} comparisons are kept in {record.path}, and the same command goes on"
-            ) from None
+def _raters(name: str) -> Raters:
+    """The verdicts of --agreement: a winrate record's, or those of a file of judgements, by rater."""
+    path = Path(name)
+    published = replay.open_file(path)
+    names = published.judge.get("raters") or []
+    if len({row["sample"] for row in published.rows}) > 1:
+        return path.name, dict(ratings.by_sample(published.rows, names))
+    return path.name, {str(published.judge["name"]): list(published.rows)}
 
 
-def _write(
-    record: Writer, key: str, comparison: Comparison, order: Order, verdict: Verdict, said: Mapping[str, Any]
-) -> None:
-    failure = {"error": verdict.reason} if verdict.word == "failed" else {}
-    record.write(
-        key,
-        prompt=comparison.prompt,
-        seed=comparison.seed,
-        order=order,
-        verdict=verdict.word,
-        reason=verdict.reason,
-        candidate_chars=len(comparison.candidate.strip()),
-        baseline_chars=len(comparison.baseline.strip()),
-        **said,
-        **failure,
-    )
+def _agreement(record: Record, others: Raters, how: Resampling) -> list[str]:
+    """This record's judge beside others: every pair, and against their majority where there are several."""
+    source, by_rater = others
+    own = str(record.facts["judge"]["name"])
+    if own in by_rater:
+        own = f"{own} (this record)"
+    mine = [row for row in record.rows if not row.get("sample")]
+    out = [f"agreement of {own} with {source}:"]
+    if len(by_rater) > 1:
+        majority = ratings.majority(by_rater)
+        against = agreement.classification(mine, majority, "tie", how)
+        out += agreement.classification_lines(against, own, f"the majority of {len(by_rater)}")
+    return out + agreement.lines(agreement.agreement(ratings.ratings({own: mine, **by_rater}), how))

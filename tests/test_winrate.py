@@ -265,7 +265,7 @@ def test_the_denominator_tells_judged_prompts_from_decided_ones(
     theirs = answer_record(tmp_path, "theirs", {"a": ["ball sees"], "b": ["same"], "c": ["same"]})
     words = ["winrate", "--candidate", str(mine), "--baseline", str(theirs), "--tie-band", "0"]
     assert main([*words, "--judge", f"likelihood:{tiny_pair.teacher}", "--out", str(tmp_path)]) == 0
-    assert "1 counted on 1 prompts, from 3 judgements on 3 prompts" in capsys.readouterr().out
+    assert "1 counted on 1 prompt, from 3 judgements on 3 prompts" in capsys.readouterr().out
 
 
 def test_the_likelihood_judge_follows_the_models_own_numbers(
@@ -284,7 +284,7 @@ def test_the_likelihood_judge_follows_the_models_own_numbers(
         assert (row["verdict"] == "candidate") == (row["candidate_score"] > row["baseline_score"])
     assert win_rates.win_rate(straight).value + win_rates.win_rate(mirrored).value == pytest.approx(1)
     note = f"a likelihood under {tiny_pair.teacher}, not a human or LLM preference; rewards bland text"
-    assert straight.facts["judge"]["note"] == note and note in capsys.readouterr().out
+    assert straight.facts["judge"]["note"] == note and note in " ".join(capsys.readouterr().out.split())
     assert main([*base, *sides, "--tie-band", "1000"]) == 0
     assert "6 tied" in capsys.readouterr().out
 
