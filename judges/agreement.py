@@ -303,12 +303,9 @@ def lines(found: Agreement) -> list[str]:
     numbered = {rater: str(number) for number, rater in enumerate(found.raters, start=1)}
     out = wording.line("judges", ", ".join(f"{number} {rater}" for rater, number in numbered.items()))
     for pair in found.pairs:
-        text = (
-            f"agree {wording.share(pair.observed)}, kappa {wording.number(pair.kappa)}, AC1 {wording.number(pair.ac1)}"
-            f" (n {pair.comparisons:,})"
-        )
-        reason = f"; no kappa: {pair.why}" if pair.why else ""
-        out += wording.line(f"{numbered[pair.a]} with {numbered[pair.b]}", text + reason)
+        kappa = f"– ({pair.why})" if pair.why else wording.number(pair.kappa)
+        text = f"agree {wording.share(pair.observed)}, kappa {kappa}, AC1 {wording.number(pair.ac1)} (n {pair.comparisons:,})"
+        out += wording.line(f"{numbered[pair.a]} with {numbered[pair.b]}", text)
     out += wording.line(
         "alpha",
         f"{wording.number(found.alpha)} Krippendorff's, nominal, "
