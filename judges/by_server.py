@@ -72,10 +72,7 @@ class Session:
         if not self.calling:
             self.facts |= {"kind": "replay", "note": f"replies of {self.served.name} from a cache, without a call"}
         if options.batch:
-            from judges import by_batch
-
-            by_batch.check(self.served)
-            self.facts["kind"] = "batch"
+            self.facts["kind"] = "batch"  # who asks that way is `judges.by_batch`
         self.inputs = {"judge": self.served.sha256}
         self.costs = costs.Budget(self.served, options.max_cost)
         self._key = ""
@@ -90,14 +87,10 @@ class Session:
             return costs.lines(costs.estimate(todo, self.served, self.protocol, cache))
 
     def judge(self, record: Writer, todo: Sequence[Task], write: Write) -> bool:
-        """Have every task judged and written; False when a batch has replies still to come.
+        """Have every task judged and written; True, because nothing is left to come.
 
         Raises SetupError when it had to stop; what was judged until then is in the record.
         """
-        if self.options.batch:
-            from judges import by_batch
-
-            return by_batch.judge(record, todo, self.options, self.protocol, write)
         rows = record.done.values()
         self.costs.spent = sum(costs.price(self.served, row.get("usage") or {}) or 0.0 for row in rows)
         if self.calling and (pace := presets.limits(self.served)) and self.served.limited:

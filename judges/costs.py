@@ -142,6 +142,8 @@ class Budget:
                 f"--max-cost needs the price of {judge.name!r}, which is not known: put price_in and price_out "
                 f"(US dollars per million tokens) of [{judge.name}] into the file of --judge-file"
             )
+        if most is not None and not most > 0:
+            raise InputError(f"--max-cost must be more than 0, but {most:g} was given")
         self.judge, self.most, self.spent = judge, most, spent
         self._reserved = 0.0
         self._in_flight = 0
@@ -166,7 +168,9 @@ class Budget:
 
     async def settle(self, money: float, usage: Mapping[str, Any] | None) -> None:
         """The call that `reserve` let through has ended; `usage` is its reply's, None when none came."""
-        self.spent += price(self.judge, usage or {}) or 0.0
+        told = usage is None or "prompt_tokens" in usage
+        # A server that does not count is taken at its dearest.
+        self.spent += (price(self.judge, usage or {}) or 0.0) if told else money
         if self.most is None:
             return
         async with self._settled:
