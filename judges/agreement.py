@@ -304,8 +304,8 @@ def lines(found: Agreement) -> list[str]:
     out = wording.line("judges", ", ".join(f"{number} {rater}" for rater, number in numbered.items()))
     for pair in found.pairs:
         kappa = f"– ({pair.why})" if pair.why else wording.number(pair.kappa)
-        text = f"agree {wording.share(pair.observed)}, kappa {kappa}, AC1 {wording.number(pair.ac1)} (n {pair.comparisons:,})"
-        out += wording.line(f"{numbered[pair.a]} with {numbered[pair.b]}", text)
+        text = f"agree {wording.share(pair.observed)}, kappa {kappa}, AC1 {wording.number(pair.ac1)}"
+        out += wording.line(f"{numbered[pair.a]} with {numbered[pair.b]}", f"{text} (n {pair.comparisons:,})")
     out += wording.line(
         "alpha",
         f"{wording.number(found.alpha)} Krippendorff's, nominal, "

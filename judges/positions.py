@@ -68,15 +68,15 @@ def positions(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, paired
     """The position report of judged rows under a tie rule of `win_rates.TIES`.
 
     One position alone has no other order to agree with or to average over: rules about two orders count a tie half
-    here. Comparisons settled without a judge are in no figure, because no position was shown. Without `paired`, nobody
-    knows which prompts the rows of an order are of (published counts), and they are not set against each other.
+    here. The rates are over all that the record's win rate counts, so that they are its two parts; what both orders say
+    and the preference leave out what was settled without a judge. Without `paired`, nobody knows which prompts the rows
+    of an order are of (published counts), and they are not set against each other.
     """
+    rows = list(rows) if paired else [{**row, "prompt": f"{row['prompt']}/{row['order']}"} for row in rows]
     asked = [row for row in rows if row.get("asked") is not False]
-    if not paired:
-        asked = [{**row, "prompt": f"{row['prompt']}/{row['order']}"} for row in asked]
     rule = "excluded" if ties == "excluded" else "half"
-    parts = [win_rate_terms([row for row in asked if row["order"] == order], rule) for order in (FIRST, SECOND)]
-    tasks = {str(row["prompt"]): str(row.get("task") or "") for row in asked}
+    parts = [win_rate_terms([row for row in rows if row["order"] == order], rule) for order in (FIRST, SECOND)]
+    tasks = {str(row["prompt"]): str(row.get("task") or "") for row in rows}
     first, second = (_over(part, tasks) for part in parts)
     # Prompts in both sums are rare under a drawn order: several answers of one prompt may be shown differently.
     shared = int(np.count_nonzero((first.den > 0) & (second.den > 0)))
