@@ -40,14 +40,14 @@ def scripted(
     tokenizer.add_tokens([OPEN, AGAIN, *words])
     tokenizer.chat_template = template
     size = len(tokenizer)
-    width = 8 * (size // 8 + 1)
+    width = 64 * (size // 64 + 1)  # vLLM knows only some sizes of an attention head
     config = LlamaConfig(
         vocab_size=size,
         hidden_size=width,
         intermediate_size=8,
         num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=positions,
         tie_word_embeddings=False,
         pad_token_id=0,

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from conftest import TinyPair
+from local_judges import AGAIN, OPEN, scripted
 from writing import tiny_author, training_set
 
 from selectkd_eval import answer, records
 from selectkd_eval.controllers import Moment
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.policies import training_text
-from selectkd_eval.prompts import PromptSet
+from selectkd_eval.prompts import PromptSet, load_prompts
 from selectkd_eval.rollouts import text_policy
 from selectkd_eval.verbs import AnswerOptions
 
@@ -83,6 +84,74 @@ def test_stdout_is_the_path_and_one_line(options: AnswerOptions, capsys: pytest.
     assert capsys.readouterr().out == expected
 
 
+def test_the_header_says_what_can_change_an_answer(options: AnswerOptions, tmp_path: Path) -> None:
+    facts = ask(options).facts
+    assert facts["generation"] == {
+        "backend": "transformers",
+        "max_new_tokens": 10,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "chat_template": False,
+    }
+    engine = facts["engine"]
+    assert (engine["dtype"], engine["device"], engine["ends"]) == ("float32", "cpu", ["</s>"])
+    assert engine["chat_template_sha256"] == ""
+    assert {"torch", "transformers"} <= set(engine["versions"])
+    assert "reasoning" in engine
+
+
+def test_a_system_prompt_is_asked_with_and_recorded(options: AnswerOptions, tmp_path: Path) -> None:
+    """The judge's scripted model says one word after one message and another one after several."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<again>' if messages | length > 1 else '<open>' }}"
+    )
+    model = scripted(tmp_path / "m", {OPEN: "alone", AGAIN: "told"}, words=("alone", "told"), template=template)
+    options = replace(options, model=model, temperature=0)
+    told = ask(replace(options, system="Be brief."))
+    assert {row["answer"] for row in ask(options).rows} == {"alone"}
+    assert {row["answer"] for row in told.rows} == {"told"}
+    assert told.facts["generation"]["system"] == "Be brief."
+    assert len(told.facts["engine"]["chat_template_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("follows", "answer", "finish", "thoughts"),
+    [
+        ({OPEN: "<think>", "<think>": "hm", "hm": "</think>", "</think>": "yes"}, "yes", "eos", "hm"),
+        ({OPEN: "<think>", "<think>": "hm", "hm": "hm"}, "", "length", "hm" * 9),
+        ({OPEN: "yes"}, "yes", "eos", None),
+    ],
+)
+def test_reasoning_stands_beside_the_answer(
+    options: AnswerOptions,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    follows: dict[str, str],
+    answer: str,
+    finish: str,
+    thoughts: str | None,
+) -> None:
+    model = scripted(tmp_path / "m", follows, words=("yes", "hm", "<think>", "</think>"))
+    record = ask(replace(options, model=model, temperature=0))
+    assert {(row["answer"], row["finish"], row.get("reasoning")) for row in record.rows} == {(answer, finish, thoughts)}
+    assert ("12 empty" in capsys.readouterr().out) == (not answer)
+
+
+def test_rows_name_their_data_set_and_a_set_comes_from_its_directory(options: AnswerOptions, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {i}", "output": "x", "dataset": ("koala", "vicuna")[i % 2]} for i in range(6)]
+    (tmp_path / "alpaca_eval.json").write_text(json.dumps(rows))
+    record = ask(replace(options, prompts="alpaca-eval", prompt_dir=tmp_path, limit=4))
+    assert [row["source"] for row in sorted(record.rows, key=lambda row: row["text"])] == ["koala", "vicuna"] * 2
+    facts = record.facts["prompts"]
+    assert (facts["name"], facts["n"], list(facts["files"])) == ("alpaca-eval", 4, ["alpaca-eval"])
+
+
+def test_an_answered_prompt_set_keeps_its_data_sets(options: AnswerOptions, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "Hi", "dataset": "koala"}]))
+    record = ask(replace(options, prompts=str(tmp_path / "a.json")))
+    assert [prompt.source for prompt in load_prompts(str(record.path)).prompts] == ["koala"]
+
+
 def test_a_prompt_without_room_is_an_error_not_a_shorter_prompt(options: AnswerOptions, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt": "ball " * 600}) + "\n" + json.dumps({"prompt": "a ball"}) + "\n")
@@ -116,6 +185,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.fails: dict[str, int] = {}
         self.reason = "length"
+        self.before = ""  # what stands before the answer
+        self.thoughts: dict[str, str] = {}  # beside the answer
         self.asked: list[dict] = []
         self.keys: set[str] = set()
 
@@ -131,12 +202,12 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)
         self.server.keys.add(self.headers["Authorization"])
-        prompt = body["messages"][0]["content"]
+        prompt = body["messages"][-1]["content"]
         status = next((code for word, code in self.server.fails.items() if word in prompt), 200)
         choice = {
             "index": 0,
             "finish_reason": self.server.reason,
-            "message": {"role": "assistant", "content": prompt.upper()},
+            "message": {"role": "assistant", "content": self.server.before + prompt.upper(), **self.server.thoughts},
         }
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
         reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}
@@ -182,6 +253,17 @@ def test_server_is_asked_once_per_prompt_and_seed(served: AnswerOptions, server:
     assert record.facts["model"]["parameters"] is None
     ask(replace(served, seeds=(0, 1)))
     assert len(server.asked) == 24
+
+
+def test_a_served_model_gets_the_system_prompt_and_its_reasoning_is_kept(served: AnswerOptions, server: Server) -> None:
+    served = replace(served, system="Be brief.")
+    server.thoughts = {"reasoning_content": "hm"}
+    record = ask(served)
+    assert {tuple(turn["role"] for turn in body["messages"]) for body in server.asked} == {("system", "user")}
+    assert all((row["answer"], row["reasoning"]) == (row["text"].upper(), "hm") for row in record.rows)
+    server.thoughts, server.before = {}, "well</think>\n"  # a server that swallows the opening tag
+    record = ask(replace(served, seeds=(1,)))
+    assert all((row["answer"], row["reasoning"]) == (row["text"].upper(), "well") for row in record.rows)
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(
