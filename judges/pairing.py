@@ -29,13 +29,17 @@ class Answers:
     generation: dict[str, Any] | None = None  # how it was decoded; None for a file of answers
     text: dict[str, str] = field(default_factory=dict)
     by_seed: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)  # (prompt, seed) without an answer, and why
     task: dict[str, str] = field(default_factory=dict)  # the data set that a prompt comes from, where it is told
     prompt_dir: Path | None = None  # where the files of its prompt set lay
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two answers to one prompt. `task` is the stratum: the data set of the prompt, empty where all have the same."""
+    """Two answers to one prompt. `task` is the stratum: the data set of the prompt, empty where all have the same.
+
+    `lacking` says whose answer is missing and why, where --allow-missing lets such a comparison through: it is failed.
+    """
 
     prompt: str
     text: str
@@ -43,16 +47,18 @@ class Comparison:
     candidate: str
     baseline: str
     task: str = ""
+    lacking: str = ""
 
 
-def load_answers(name: str, prompt_dir: Path | None = None) -> Answers:
+def load_answers(name: str, prompt_dir: Path | None = None, missing_ok: bool = False) -> Answers:
     """The answers of a record, a file, a named set, or sets and files with commas; an InputError says what is missing.
 
-    `prompt_dir` is where the files of named sets lie.
+    `prompt_dir` is where the files of named sets lie. A record in which a prompt's answer failed is refused, unless
+    `missing_ok`.
     """
     path = Path(name)
     if path.is_file() and _is_record(path):
-        return _from_record(path)
+        return _from_record(path, missing_ok)
     if path.is_file():
         prompts = load_prompts(name).prompts
         return _references(name, sha256_file(path), prompts)
@@ -102,29 +108,33 @@ def join(candidate: Answers, baseline: Answers, limit: int | None = None) -> lis
     tasks = {prompt: candidate.task.get(prompt) or baseline.task.get(prompt) or "" for prompt in wanted}
     several = len(set(tasks.values())) > 1
     return [
-        Comparison(
-            prompt,
-            candidate.text[prompt],
-            seed,
-            answer,
-            _partner(baseline, prompt, seed),
-            tasks[prompt] if several else "",
-        )
+        _comparison(candidate, baseline, prompt, seed, tasks[prompt] if several else "")
         for prompt in wanted
-        for seed, answer in sorted(candidate.by_seed[prompt].items())
+        for seed in sorted({*candidate.by_seed[prompt], *(at for of, at in candidate.failed if of == prompt)})
     ]
 
 
-def _partner(baseline: Answers, prompt: str, seed: int) -> str:
+def _comparison(candidate: Answers, baseline: Answers, prompt: str, seed: int, task: str) -> Comparison:
+    mine, theirs = candidate.by_seed[prompt].get(seed), _partner(baseline, prompt, seed)
+    lacking = [
+        f"the {side} has no answer: {answers.failed.get((prompt, at), 'not asked')}"
+        for side, answers, text, at in (("candidate", candidate, mine, seed), ("baseline", baseline, theirs, seed))
+        if text is None
+    ]
+    return Comparison(prompt, candidate.text[prompt], seed, mine or "", theirs or "", task, "; ".join(lacking))
+
+
+def _partner(baseline: Answers, prompt: str, seed: int) -> str | None:
+    """The baseline's answer of this seed, or its only one; None where it failed."""
     answers = baseline.by_seed[prompt]
-    if len(answers) == 1:
+    if len(answers) == 1 and (prompt, seed) not in baseline.failed:
         return next(iter(answers.values()))
-    if seed not in answers:
+    if seed not in answers and (prompt, seed) not in baseline.failed:
         raise InputError(
             f"{baseline.name} has no answer of seed {seed} to prompt {prompt} (it has seeds "
             f"{', '.join(map(str, sorted(answers)))}): answer with the same --seeds on both sides"
         )
-    return answers[seed]
+    return answers.get(seed)
 
 
 def _is_record(path: Path) -> bool:
@@ -134,7 +144,7 @@ def _is_record(path: Path) -> bool:
         return b'"type":"header"' in file.readline()
 
 
-def _from_record(path: Path) -> Answers:
+def _from_record(path: Path, missing_ok: bool) -> Answers:
     record = records.read(path, verb="answer")
     answers = Answers(
         name=path.name,
@@ -144,14 +154,18 @@ def _from_record(path: Path) -> Answers:
         generation=record.facts.get("generation"),
         prompt_dir=Path(where) if (where := record.options.get("prompt_dir")) else None,
     )
-    for row in record.good:
+    for row in record.rows:
         answers.text[row["prompt"]] = row["text"]
+        if "error" in row:
+            answers.failed[row["prompt"], int(row["seed"])] = row["error"]
+            continue
         answers.by_seed[row["prompt"]][int(row["seed"])] = row["answer"]
         answers.task[row["prompt"]] = str(row.get("source") or "")
-    if record.failed:
+    if answers.failed and not missing_ok:
+        why = next(iter(answers.failed.values()))
         raise InputError(
-            f"{path} has {len(record.failed)} prompts without an answer, which would be judged as if they had "
-            f"never been asked: run its answer command again"
+            f"{path} has {len(answers.failed)} prompts without an answer ({why}): run its answer command again, or "
+            f"judge with --allow-missing, and they stand as failed"
         )
     return answers
 

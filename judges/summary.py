@@ -121,7 +121,7 @@ def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[s
     if repeated := record.facts["baseline"].get("repeated_prompts"):
         yield from line("repeated", f"{repeated} entries of the baseline repeat a prompt: its first answer is judged")
     reasons: Counter[str] = Counter()
-    for row in record.good:
+    for row in record.rows:
         if row.get("reason") and (win_rates.undecided(row) or row.get("asked") is False):
             reasons[row["reason"]] += 1
     if reasons:
@@ -130,8 +130,8 @@ def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[s
     if missing:
         low, high = (f"{100 * bound:.2f} %" for bound in win_rates.win_rate_bounds(record))
         yield from line("bounds", f"{low} if all {missing:,} without a verdict were lost, {high} if all were won")
-    if counts["failed"] and record.facts["judge"]["kind"] != "replay":
-        yield from line("again", f"{counts['failed']:,} failed: the same command tries them again")
+    if record.failed and record.facts["judge"]["kind"] != "replay":
+        yield from line("again", f"{len(record.failed):,} failed: the same command tries them again")
 
 
 def _tasks(record: Record, resamples: int) -> Iterator[str]:

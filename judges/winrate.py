@@ -117,9 +117,10 @@ def _done(options: WinrateOptions) -> set[str]:
 def _sides(options: WinrateOptions) -> tuple[WinrateOptions, Answers, Answers, int | None]:
     """Both sets of answers, the options with their names filled in, and how many prompts to judge."""
     options = replace(options, candidate=options.candidate or pairing.newest_record(options.out))
-    candidate = pairing.load_answers(options.candidate, options.prompt_dir)
+    candidate = pairing.load_answers(options.candidate, options.prompt_dir, options.allow_missing)
     if options.baseline:
-        return options, candidate, pairing.load_answers(options.baseline, options.prompt_dir), options.limit
+        baseline = pairing.load_answers(options.baseline, options.prompt_dir, options.allow_missing)
+        return options, candidate, baseline, options.limit
     own = str(candidate.prompts.get("name", ""))
     try:
         baseline = pairing.load_answers(own, options.prompt_dir or candidate.prompt_dir)
@@ -143,11 +144,14 @@ def _tasks(comparisons: list[Comparison], protocol: Protocol, options: WinrateOp
 
 
 def _obvious(task: Task) -> Verdict | None:
+    """The verdict that needs no judge. A missing answer fails its comparison for good: no judge can mend it."""
+    if task.comparison.lacking:
+        return Verdict("failed", task.comparison.lacking)
     return verdicts.without_judge(task.comparison.candidate, task.comparison.baseline)
 
 
 def _write_obvious(record: Writer, todo: list[Task]) -> list[Task]:
-    """Settle what needs no judge (identical and empty answers) and return the rest."""
+    """Settle what needs no judge (identical, empty and missing answers) and return the rest."""
     write, rest = _writer(record), []
     for task in todo:
         if (verdict := _obvious(task)) is None:
@@ -175,7 +179,8 @@ def _writer(record: Writer) -> Write:
             baseline_chars=len(shown.baseline.strip()),
             **({} if verdict.preference is None else {"preference": verdict.preference}),
             **said,
-            **({"error": verdict.reason} if verdict.word == "failed" else {}),
+            # An error is tried again by the next run; an answer that is not there would be missing again.
+            **({"error": verdict.reason} if verdict.word == "failed" and not shown.lacking else {}),
         )
 
     return write

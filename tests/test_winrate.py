@@ -18,6 +18,7 @@ from judging import answer_record
 from judges import likelihood
 from selectkd_eval import records, win_rates
 from selectkd_eval.cli import main
+from selectkd_eval.verbs import AnswerOptions
 
 KEY = "sk-a-secret-that-must-not-leak"
 N = 24
@@ -316,3 +317,27 @@ def test_scores_do_not_depend_on_the_batch_and_agree_with_the_models_loss(tiny_p
     assert math.isnan(score_answers(str(tiny_pair.teacher), ["Say :"], ["word " * 900], "cpu", 1)[0])
     with pytest.raises(ValueError, match="empty answer"):
         score_answers(str(tiny_pair.teacher), ["Say :"], [" "], "cpu", 1)
+
+
+def test_prompts_without_an_answer_are_refused_or_stand_as_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = two_records(tmp_path)
+    options = AnswerOptions(model="student", name="student", out=tmp_path, seeds=(0,))
+    path = records.record_path("answer", options)
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[1])
+    del row["answer"]
+    path.write_text("\n".join([lines[0], json.dumps({**row, "error": "too long"}), *lines[2:]]) + "\n")
+    with serving() as server:
+        assert main(command(tmp_path, server.url, *sides)) == 2
+        assert "1 prompts without an answer (too long)" in capsys.readouterr().err
+        assert main(command(tmp_path, server.url, *sides, "--allow-missing")) == 0
+        assert len(server.requests) == N - 1
+        found = next(record for record in tmp_path.glob("winrate-*.jsonl") if record.stat().st_size)
+        before = found.read_bytes()
+        assert main(command(tmp_path, server.url, *sides, "--allow-missing")) == 0
+        assert found.read_bytes() == before
+    out = capsys.readouterr().out
+    assert "1 failed" in out and "1 the candidate has no answer: too long" in out
+    assert "if all 1 without a verdict were lost" in out and "tries them again" not in out

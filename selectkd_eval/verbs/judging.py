@@ -49,6 +49,8 @@ class WinrateOptions(Run):
     """Answer record, a JSON/JSONL file with an answer per prompt, or a named set's references, to compare with."""
     prompt_dir: Path | None = runtime(None)
     """Directory with the files of a named set (alpaca_eval.json ...) instead of the hub."""
+    allow_missing: bool = False
+    """Judge although some prompts have no answer: they stand as failed, and the bounds say what that could change."""
     judge: str = "likelihood:embedded:judge"
     """A judge of `selectkd-eval list judges` (gpt-4o), any served model's name with --base-url, hf:MODEL or
     vllm:MODEL (a local model that is asked), likelihood:MODEL (its log-likelihood), or replay:FILE."""
