@@ -101,10 +101,9 @@ def test_the_header_says_what_can_change_an_answer(options: AnswerOptions, tmp_p
 
 
 def test_a_system_prompt_is_asked_with_and_recorded(options: AnswerOptions, tmp_path: Path) -> None:
-    """The judge's scripted model says one word after one message and another one after several."""
-    template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<again>' if messages | length > 1 else '<open>' }}"
-    )
+    """A scripted model says one word after one message and another one after several."""
+    shown = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = shown + "{{ '<again>' if messages | length > 1 else '<open>' }}"
     model = scripted(tmp_path / "m", {OPEN: "alone", AGAIN: "told"}, words=("alone", "told"), template=template)
     options = replace(options, model=model, temperature=0)
     told = ask(replace(options, system="Be brief."))

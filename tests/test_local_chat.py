@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyPair
-from local_judges import OPEN, scripted
+from local_judges import scripted
 
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.generate import generate
@@ -22,9 +22,8 @@ PROMPTS = [f"the red dog sees {i} balls{' and 2 hats' * (i % 4)} ." for i in ran
 GREEDY, SAMPLED = Decoding(12), Decoding(12, 0.9, 0.95)
 TURN = "<s>{{ m.role }}: {{ m.content }}"
 SYSTEM = "{% for m in messages %}" + TURN + "{% endfor %}<s>"
-REFUSES = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}" + TURN + "{% endfor %}"
-)
+REFUSAL = "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+REFUSES = "{% for m in messages %}" + REFUSAL + TURN + "{% endfor %}"
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}" + TURN + "{% endif %}{% endfor %}"
 TURNS = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Hi"}]
 
@@ -111,11 +110,9 @@ def test_a_system_prompt_that_is_asked_for_must_be_one(tmp_path: Path, template:
 
 
 def test_a_template_that_opens_the_reasoning_is_known(tmp_path: Path) -> None:
-    follows = {OPEN: "hm", "hm": "</think>", "</think>": "yes"}
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>" + OPEN
-    words = ("hm", "yes", "<think>", "</think>")
-    # The last token of the prompt decides what follows; the tag before it is what the template opens.
-    model = scripted(tmp_path / "model", follows | {"<think>": "hm"}, words=words, template=template.replace(OPEN, ""))
+    follows = {"<think>": "hm", "hm": "</think>", "</think>": "yes"}
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>"
+    model = scripted(tmp_path / "model", follows, words=("hm", "yes", "<think>", "</think>"), template=template)
     reply = written(HuggingFaceChat(model, "cpu", 1, 4), ask(["a"]), GREEDY)[0]
     assert (reply.text, reply.reasoning, reply.finish, reply.n_tokens) == ("yes", "hm", "eos", 4)
 
