@@ -33,7 +33,7 @@ def lines(record: Record, resamples: int = stats.RESAMPLES) -> list[str]:
     return [
         f"win rate {rate}  {names}",
         *_interval(record, terms, estimate, resamples),
-        *_judge(facts),
+        *_judge(record),
         *_denominator(record, terms, estimate),
         *_tasks(record, resamples),
         *_habits(record, how),
@@ -94,9 +94,16 @@ def _seeds(record: Record, rule: str, resamples: int) -> list[str]:
     )
 
 
-def _judge(facts: Mapping[str, Any]) -> Iterator[str]:
+def _judge(record: Record) -> Iterator[str]:
+    facts = record.facts
     judge, protocol = facts["judge"], facts["protocol"]
     yield from line("judge", f"{judge['name']}: {judge['note']}")
+    answered = Counter(str(row["judge_model"]) for row in record.rows if row.get("judge_model"))
+    if answered and set(answered) != {judge["name"]}:
+        # A name like gpt-4o is an alias: which model answered is what the server says.
+        told = ", ".join(f"{name} ({n:,})" for name, n in answered.most_common())
+        warning = ": more than one model judged, so read the rate with care" if len(answered) > 1 else ""
+        yield from line("answered by", told + warning)
     for deviation in judge.get("deviations") or []:
         yield from line("deviation", deviation)
     if kin := families.kin(str(judge.get("family") or judge["name"]), facts["candidate"], facts["baseline"]):

@@ -41,6 +41,7 @@ def run(options: WinrateOptions) -> int:
     how = Resampling(resamples=options.resamples)
     for found in judges:
         print("\n" + "\n".join(_agreement(record, found, how)))
+    others = [other for other in others if other.path.resolve() != record.path.resolve()]
     if others:
         print("\n" + "\n".join(compare.lines(record, others, options.resamples)))
     return 0
