@@ -1,4 +1,4 @@
-"""`kill -9` at ten moments of a judgement: the record is that of an undisturbed run, and hardly a call is paid twice."""
+"""`kill -9` at ten moments: the record is that of an undisturbed run, and hardly a call is paid for twice."""
 
 from __future__ import annotations
 
