@@ -29,7 +29,8 @@ _HELD = 1 << 16  # draws or weights held at once: they stay in a core's cache
 _CELLS = 1 << 20  # largest lattice of a block
 _BUCKETS = 1 << 16  # of the guide into a block's law: one half-word of random bits
 # What things cost, in draws from a block's law (4 ns): measured, and only ever a matter of speed.
-_CELL, _GUIDE, _BINOMIAL, _INDEX = 4.0, 20_000.0, 20.0, 3.0
+_CELL, _GUIDE, _BINOMIAL, _INDEX = 4.0, 50_000.0, 20.0, 3.0
+_BEYOND = 37.0  # exp(-37) is 1e-16: what a law leaves out at either end
 _NOISE = 1e-16  # probabilities below are the Fourier transform's rounding
 _NORMAL = NormalDist()
 _TAILS = (0.025, 0.975)
@@ -102,7 +103,7 @@ def _streamed(part: Floats, resamples: int, rng: np.random.Generator) -> Iterato
 
 def _chunks(resamples: int, each: int) -> Iterator[tuple[int, int]]:
     """(start, rows) of chunks that hold about _HELD numbers, when a resample needs `each`."""
-    rows = max(1, _HELD // max(1, each))
+    rows = -(-resamples // max(1, resamples * each // _HELD))
     for start in range(0, resamples, rows):
         yield start, min(rows, resamples - start)
 
@@ -116,7 +117,7 @@ def _by_kinds(kinds: Floats, counts: Ints, resamples: int, rng: np.random.Genera
 
 def _by_indices(part: Floats, resamples: int, rng: np.random.Generator) -> Iterator[tuple[int, Floats]]:
     """How often each prompt's index is drawn, counted; one matrix product serves all rows."""
-    n = part.shape[1]
+    part, n = part[:, np.lexsort(part)], part.shape[1]  # in an order of its own: that of the prompts must not matter
     for start, rows in _chunks(resamples, n):
         drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
         weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
@@ -152,53 +153,94 @@ class _Lattice:
 
     def block(self, n: int, resamples: int) -> tuple[int, float]:
         """The cheapest number of prompts in a block, and its cost in draws per resample; infinite without one."""
-        sizes = np.arange(1, n + 1)
         if np.prod(n * self.spans + 1.0) >= 2**62:
             return 0, np.inf
-        cells = np.prod(sizes[:, None] * self.spans + 1.0, axis=1)
+        sizes = np.unique(n // np.arange(1, n + 1))  # of sizes that need as many draws, those with the smallest rest
         rest = n % sizes
-        fixed = _GUIDE + _CELL * cells
-        extra = np.where(rest > 0, _GUIDE + resamples + _CELL * np.prod(rest[:, None] * self.spans + 1.0, axis=1), 0.0)
-        cost = np.where(cells <= _CELLS, (fixed + extra) / resamples + n // sizes, np.inf)
+        cells, left = self._cells(np.stack([sizes, rest]))
+        laws = _GUIDE + _CELL * cells + np.where(rest > 0, _GUIDE + _CELL * left, 0.0)
+        cost = np.where(cells <= _CELLS, laws / resamples + n // sizes + (rest > 0), np.inf)
         best = int(cost.argmin())
-        return best + 1, float(cost[best])
+        return int(sizes[best]), float(cost[best])
+
+    def _cells(self, sizes: Ints) -> Floats:
+        """About how many cells the lattice of each size of block has: its whole range, or where nearly all of it is."""
+        cells = np.ones(sizes.shape)
+        for span, spread in zip(self.spans, self.steps.std(axis=1), strict=True):
+            cells *= np.minimum(sizes * span, 2 * np.sqrt(2 * _BEYOND * sizes) * spread + span) + 1.0
+        return cells
 
     def draws(self, block: int, resamples: int, rng: np.random.Generator) -> Iterator[tuple[int, Floats]]:
         """Sums over N prompts as sums over blocks, packed into one whole number per draw."""
         n = self.steps.shape[1]
+        start = n * self.low[:, None]
         if not len(self.spans):
-            yield 0, np.repeat(n * self.low[:, None], resamples, axis=1)
+            yield 0, np.repeat(start, resamples, axis=1)
             return
         radix = tuple(int(size) for size in n * self.spans + 1)
+        moving = np.flatnonzero(self.moves)
         many, rest = divmod(n, block)
         whole, left = self._law(block, radix), self._law(rest, radix) if rest else None
-        for start, rows in _chunks(resamples, many):
+        for at, rows in _chunks(resamples, many):
             packed = whole.sums(rng, many, rows)
             if left is not None:
-                packed = packed + left.sums(rng, 1, rows)
-            sums = np.repeat(n * self.low[:, None], rows, axis=1)
-            sums[self.moves] += self.unit[:, None] * np.array(np.unravel_index(packed, radix)).reshape(-1, rows)
-            yield start, sums
+                packed += left.sums(rng, 1, rows)
+            sums = np.empty((len(start), rows))
+            sums[:] = start
+            for row, unit, steps in zip(moving, self.unit, np.unravel_index(packed, radix), strict=True):
+                sums[row] += unit * steps
+            yield at, sums
 
     def _law(self, block: int, radix: tuple[int, ...]) -> _Law:
         """The joint law of the steps' sums over `block` prompts, each drawn from all N alike."""
         shape = self.spans + 1
         at = np.ravel_multi_index(tuple(self.steps), tuple(shape))
         one = np.bincount(at, minlength=int(shape.prod())).reshape(shape) / len(at)
-        grid = tuple(_smooth(int(size)) for size in block * self.spans + 1)
-        axes = tuple(range(len(grid)))
+        axes = tuple(range(len(shape)))
+        windows = [_window(one.sum(axis=tuple(set(axes) - {axis})), block) for axis in axes]
+        # At least as large as one prompt's range, of which the transform would leave out the rest.
+        grid = [_smooth(max(high - low + 1, int(size))) for (low, high), size in zip(windows, shape, strict=True)]
         power = _power(np.fft.rfftn(one, grid, axes=axes), block)
         chance = np.fft.irfftn(power, grid, axes=axes).ravel()
         cells = np.flatnonzero(chance > _NOISE)
-        packed = np.ravel_multi_index(np.unravel_index(cells, grid), radix, mode="clip")
+        # On a grid smaller than the sums' range they wrap round; the window says which of them a cell stands for.
+        packed = np.zeros(1, dtype=np.int64)
+        for size, (low, _), most in zip(grid, windows, radix, strict=True):
+            sums = low + (np.arange(size) - low) % size
+            packed = np.add.outer(packed * most, np.minimum(sums, most - 1)).ravel()
+        packed = packed[cells]
         small = np.prod(radix, dtype=float) < 2**31  # half the memory keeps the guide in the cache
         return _Law(chance[cells], packed.astype(np.int32) if small else packed.astype(np.int64))
 
 
+def _window(chance: Floats, block: int) -> tuple[int, int]:
+    """Smallest and largest sum over a block that need a cell: exp(-_BEYOND) lies beyond either, by Chernoff's bound.
+
+    `chance` are one prompt's probabilities of 0, 1, ... steps. The bound holds for any tilt; the normal law's best
+    tilts are tried.
+    """
+    steps = np.arange(len(chance))
+    mean = float(chance @ steps)
+    best = np.sqrt(2 * _BEYOND / block / max(float(chance @ (steps - mean) ** 2), 1e-12))
+    tilts = np.minimum(best * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0]), 500 / len(steps))[:, None]
+    with np.errstate(divide="ignore"):
+        far = [
+            (block * np.log(np.exp(side * tilts * (steps - mean)) @ chance) + _BEYOND) / tilts[:, 0] for side in (-1, 1)
+        ]
+    low, high = block * mean - far[0].min(), block * mean + far[1].min()
+    return max(0, int(np.floor(low))), min(block * (len(chance) - 1), int(np.ceil(high)))
+
+
 def _smooth(size: int) -> int:
-    """The next size that has small prime factors, for the Fourier transform: 4 to 8 times a power of two."""
-    step = 1 << max(0, size.bit_length() - 3)
-    return -(-size // step) * step
+    """The next size whose prime factors are all small, for the Fourier transform."""
+    while True:
+        rest = size
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
 
 
 def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
@@ -224,9 +266,13 @@ class _Law:
         self.upto = np.cumsum(chance)
         self.upto /= self.upto[-1]
         self.packed = packed
+        self.upto[-1] = 1.0
         ends = (self.upto * _BUCKETS).astype(np.int64)
         self.guide = np.repeat(packed, np.diff(ends, prepend=0))
-        self.guide[ends[ends < _BUCKETS]] = -1  # a cell ends within
+        # Buckets within which cells end hold the first of these cells, negative and from -1.
+        shared = ends[ends < _BUCKETS][::-1]  # of cells that end in one bucket, the first is written last and stays
+        self.guide[shared] = -np.arange(len(shared), 0, -1)
+        self.upto[-1] = np.inf  # a point may round up to 1 itself
 
     def sums(self, rng: np.random.Generator, many: int, rows: int) -> NDArray[np.int64]:
         """Sums of `many` independent draws, (rows,)."""
@@ -234,18 +280,22 @@ class _Law:
         bucket = words.view(np.uint16)[: many * rows]
         found = self.guide[bucket]
         unsure = np.flatnonzero(found < 0)
-        point = (bucket[unsure] + rng.random(len(unsure))) / _BUCKETS
-        # The sum may round up to 1 itself, which is beyond the last cell.
-        cell = np.minimum(np.searchsorted(self.upto, point, side="right"), len(self.packed) - 1)
-        found[unsure] = self.packed[cell]
+        found[unsure] = self.packed[self._cell(~found[unsure], (bucket[unsure] + rng.random(len(unsure))) / _BUCKETS)]
         return np.asarray(found.reshape(many, rows).sum(axis=0, dtype=found.dtype))
+
+    def _cell(self, first: NDArray[Any], point: Floats) -> NDArray[Any]:
+        """The cell of each point, from the first cell of its bucket. Most buckets are shared by two."""
+        first += self.upto[first] <= point
+        further = np.flatnonzero(self.upto[first] <= point)
+        first[further] = np.searchsorted(self.upto, point[further], side="right")
+        return first
 
 
 def limits(draws: Floats, value: float, without: Sequence[Floats] | None = None) -> tuple[float, float]:
     """The 95 % limits from resampled values: percentiles, or BCa ones (Efron 1987) from the leave-one-out values.
 
-    `without` holds per stratum, (n_s,), the statistic without each prompt. Values that do not exist (no denominator)
-    are left out. NaN twice where none exists.
+    `without` holds per stratum, n_s values, the statistic without each prompt. Values that do not exist (no
+    denominator) are left out. NaN twice where none exists.
     """
     kept = draws if np.isfinite(draws).all() else draws[np.isfinite(draws)]
     if not len(kept):
@@ -269,7 +319,7 @@ def _acceleration(without: Sequence[Floats]) -> float:
     """Efron's a from the jackknife, for one or several samples: sum U^3 / n^3 over 6 (sum U^2 / n^2)^1.5."""
     cubes = squares = 0.0
     for values in without:
-        kept, n = values[np.isfinite(values)], len(values)
+        kept, n = values[np.isfinite(values)], values.size
         if len(kept) > 1:
             pull = (n - 1) * (kept.mean() - kept) / n
             cubes += float((pull**3).sum())

@@ -220,7 +220,8 @@ def mean_of_ratios(
         draws += ratios(num, den, None, resamples, seed + 7919 * index) / len(groups)
         values += num.sum(axis=1) / den.sum(axis=1) / len(groups)
         # Leaving a prompt out moves its own task's ratio alone; what the others add is constant.
-        without.append(_a_minus_b(without_each(num, den) / len(groups)))
+        if method == "bca":
+            without.append(_a_minus_b(without_each(num, den) / len(groups)))
         n += num.shape[1]
     value, sample = float(_a_minus_b(values)), _a_minus_b(draws)
     low, high = limits(sample, value, without if method == "bca" else None)
