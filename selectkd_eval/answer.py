@@ -52,9 +52,12 @@ def run(options: AnswerOptions) -> int:
     """Answer every prompt under every seed; prints the record's path and one line. Exit code 1 if some failed."""
     _check(options)
     prompts = load_prompts(options.prompts, options.limit, options.prompt_dir)
-    # Sets with several reference answers to one prompt hold it several times; it is asked once.
-    asked = list({prompt.id: prompt for prompt in prompts.prompts}.values())
-    questions = [Question(prompt, seed) for seed in options.seeds for prompt in asked]
+    # Sets with several reference answers to one prompt hold it several times, and two sets may share one; it is asked
+    # once, and belongs to the first.
+    asked: dict[str, Prompt] = {}
+    for prompt in prompts.prompts:
+        asked.setdefault(prompt.id, prompt)
+    questions = [Question(prompt, seed) for seed in options.seeds for prompt in asked.values()]
     source = _Server(options) if options.base_url else _Local(options)
     facts = {
         "model": source.card,

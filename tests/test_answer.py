@@ -151,6 +151,13 @@ def test_an_answered_prompt_set_keeps_its_data_sets(options: AnswerOptions, tmp_
     assert [prompt.source for prompt in load_prompts(str(record.path)).prompts] == ["koala"]
 
 
+def test_a_prompt_of_two_sets_is_asked_once_and_belongs_to_the_first(options: AnswerOptions, tmp_path: Path) -> None:
+    for name, asked in (("a.json", ["x", "both"]), ("b.json", ["both", "y"])):
+        (tmp_path / name).write_text(json.dumps([{"prompt": text, "answer": name} for text in asked]))
+    record = ask(replace(options, prompts=f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}"))
+    assert {row["text"]: row["source"] for row in record.rows} == {"x": "a.json", "both": "a.json", "y": "b.json"}
+
+
 def test_a_prompt_without_room_is_an_error_not_a_shorter_prompt(options: AnswerOptions, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt": "ball " * 600}) + "\n" + json.dumps({"prompt": "a ball"}) + "\n")
