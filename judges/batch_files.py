@@ -78,7 +78,7 @@ class Replies:
             else:
                 said = str(error.get("message") or "no reason given")
                 self.refused[str(key)] = Refusal(status, str(error.get("code") or ""), said, error)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             return False
         return True
 

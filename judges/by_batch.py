@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from judges.by_server import CACHE, Write, said
 from judges.cache import Cache
 from judges.judge import Judge, key_for
 from judges.protocols import Protocol
-from judges.replies import Reply
+from judges.replies import CallError, FatalError, NotAskedError, Reply
 from judges.tasks import Outcome, Task, question, settled
 from judges.verdicts import Verdict
 from selectkd_eval.errors import InputError, SetupError
@@ -61,7 +61,7 @@ def judge(
 
     Raises SetupError when it had to stop. What is at the server then is collected by the same command.
     """
-    from judges.client import CallError, Client, FatalError
+    from judges.client import Client
 
     served = presets.find(options)
     check(served)
@@ -145,10 +145,19 @@ class _Work:
                 replies.append(reply)
             elif key in self._failed:
                 return Outcome(task, Verdict("failed", self._failed[key]), tuple(replies))
+            elif reason := self._too_long(request):
+                return Outcome(task, Verdict("failed", reason), tuple(replies), asked=False)
             else:
                 wanted[key] = BatchRequest(key, request, task.sample)
                 return None
         return outcome
+
+    def _too_long(self, request: Mapping[str, Any]) -> str:
+        try:
+            self.client.refuse_too_long(request)
+        except NotAskedError as error:
+            return str(error)
+        return ""
 
     def _within_budget(self, missing: Sequence[BatchRequest]) -> None:
         """Refuse to hand in what might cost more than --max-cost: a batch cannot be stopped halfway."""

@@ -128,7 +128,7 @@ class Client:
                 return stored
             if not self.calling:
                 raise NotAskedError("not in the cache")
-            self._refuse_too_long(request)
+            self.refuse_too_long(request)
             return await self._pay(request, key, sample)
 
     def stored(self, key: str) -> Reply | None:
@@ -228,7 +228,7 @@ class Client:
     def _said(self, error: openai.APIStatusError) -> str:
         return self.redact(_message(error))[:300]
 
-    def _refuse_too_long(self, request: Mapping[str, Any]) -> None:
+    def refuse_too_long(self, request: Mapping[str, Any]) -> None:
         """Not worth a call: a request that surely does not fit. In doubt the server decides, at no cost."""
         tokens = round(prompt_tokens(request["messages"]) / _SURELY)
         reply = request.get(self.judge.max_tokens_name) or 1

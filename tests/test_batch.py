@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,16 @@ from typing import Any
 import pytest
 from batch_run import KEY, judged, options
 from batch_server import BatchServer, batch_serving
+from hypothesis import given
+from hypothesis import strategies as st
 from judge_server import serving
+from judging import answer_record
 
+from judges import by_batch
 from judges.batch_files import BatchRequest, Limits, Replies, parts
 from judges.batch_ledger import Entry, Ledger, new_name, room, tried_before
 from selectkd_eval import records
+from selectkd_eval.cli import main
 from selectkd_eval.errors import InputError, SetupError
 
 N = 12
@@ -286,6 +292,57 @@ def test_no_key_on_the_disk_or_the_screen(tmp_path: Path, capsys: pytest.Capture
     assert any("one\u2028two\x85three" in row["raw"] for row in record.rows)
 
 
+def test_the_command_hands_in_collects_and_prints_as_the_live_one_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_batch, "POLL_S", 0.02)
+    one = answer_record(tmp_path, "student", {f"p{i}": ["x" * (9 if i % 3 else 3)] for i in range(N)})
+    two = answer_record(tmp_path, "base", {f"p{i}": ["y" * 6] for i in range(N)})
+    with batch_serving() as server:
+        file = options(tmp_path, server.url).judge_file
+        line = ["winrate", "--judge", "served", "--judge-file", str(file), "--out", str(tmp_path), "--repeats", "2"]
+        line += ["--candidate", str(one), "--baseline", str(two)]
+        assert main([*line, "--batch", "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{2 * N} calls to served") and "with --batch" in said and not server.calls
+        assert main([*line, "--batch", "--no-wait"]) == 0
+        assert f"0 of {2 * N} replies ready in 1 batch (batch_1)" in capsys.readouterr().out
+        path = next(tmp_path.glob("winrate-*.jsonl"))
+        assert not records.read(path, unfinished_ok=True).finished
+        assert main([*line, "--batch"]) == 0
+        assert capsys.readouterr().out.startswith("win rate 66.67 % [") and paid_once(server, 2 * N)
+        calls = sum(server.calls.values())
+        path.unlink()
+        assert main(line) == 0  # the live judge finds every reply in the cache
+        assert sum(server.calls.values()) == calls
+    record = records.read(path)
+    assert len(record.good) == 2 * N and record.facts["judge"]["kind"] == "server"
+
+
+def test_an_interrupted_wait_says_that_the_batch_goes_on(tmp_path: Path) -> None:
+    line = [sys.executable, str(ROOT / "tests" / "batch_run.py"), str(tmp_path)]
+    with batch_serving(hold_at="polling") as server:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen([*line, server.url, str(N)], env=environment, stderr=subprocess.PIPE, text=True) as run:
+            assert server.reached.wait(60)
+            run.send_signal(signal.SIGINT)
+            error = run.communicate(timeout=30)[1]
+        assert "batches that were handed in go on; the same command collects their replies" in error
+        server.hold_at = ""
+        server.release.set()
+        assert judged(options(tmp_path, server.url), N).finished and paid_once(server)
+
+
+def test_a_comparison_too_long_for_the_judge_fails_without_being_handed_in(tmp_path: Path) -> None:
+    with batch_serving() as server:
+        chosen = options(tmp_path, server.url)
+        with chosen.judge_file.open("a") as file:
+            file.write("context = 1100\n")  # 1,024 are the reply's
+        record = judged(chosen, 2)
+        assert not server.files
+    assert {row["verdict"] for row in record.rows} == {"failed"} and "does not fit" in record.rows[0]["reason"]
+
+
 def test_a_file_of_replies_is_read_line_by_line() -> None:
     found = Replies()
     found.read('{"custom_id": "a", "response": {"status_code": 200, "body": {"choices": [1]}}}\nnot json\n[]\n\n7\n')
@@ -297,6 +354,30 @@ def test_a_file_of_replies_is_read_line_by_line() -> None:
         "c": (503, ""),
     }
     assert found.refused["c"].passing
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda some: (
+        st.lists(some, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["custom_id", "response", "error", "status_code", "body", "choices", "message", "code"]),
+            some,
+            max_size=8,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.lists(JSON | st.text(), max_size=5))
+def test_no_file_of_replies_stops_the_reading(lines: list[Any]) -> None:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    found = Replies()
+    found.read(text)
+    whole = sum(bool(line.strip()) for line in text.split("\n"))
+    assert found.unread + max(len(found.bodies), len(found.refused)) <= whole
+    assert all("choices" in body for body in found.bodies.values())
 
 
 def test_parts_keep_to_both_limits_and_lose_nothing() -> None:
