@@ -290,7 +290,7 @@ def rank_correlation(rates_a: Mapping[str, float], rates_b: Mapping[str, float])
     tau = float(kendalltau([rates_a[name] for name in names], [rates_b[name] for name in names]).statistic)
     if n < _FEWEST_STUDENTS or math.isnan(tau) or abs(tau) > 1 - 1e-12:
         return Estimate(tau, math.nan, math.nan, n, "Kendall's tau-b, without an interval")
-    half = 1.959963984540054 * math.sqrt(0.437 / (n - 4))
+    half = stats.Z * math.sqrt(0.437 / (n - 4))
     low, high = math.tanh(math.atanh(tau) - half), math.tanh(math.atanh(tau) + half)
     return Estimate(tau, low, high, n, "Kendall's tau-b, Fieller's interval over students")
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from judges.resampling import Resampling, percentile, resampled_weights
-from selectkd_eval import stats
+from judges.resampling import Resampling, resampled_weights, strata, weights_without_each
+from selectkd_eval import bootstrap, stats
 from selectkd_eval.measures import NOTHING, Row, terms
 from selectkd_eval.stats import Estimate, Floats
 from selectkd_eval.win_rates import win_rate_terms
@@ -81,15 +81,16 @@ def _pair(row: Row) -> str:
 
 
 def adjusted(found: Pairs, how: Resampling = _DEFAULT, ridge: float = RIDGE) -> Adjusted:
-    """The win rate at equal length, with an interval from refitting on resampled prompts.
+    """The win rate at equal length, with BCa limits (Efron 1987) from refitting on resampled prompts.
 
-    Where fewer than stats.RARE prompts are on the rarer side, the interval is at least Wilson's about the estimate.
-    Where one side won everything, there is no length effect to fit: the plain rate stands, with Wilson's interval.
+    Plain percentiles cover too little away from 1/2: 87 % at a true rate of 5 % on 218 prompts, where BCa limits cover
+    92 % (simulated). With fewer than stats.RARE prompts on the rarer side, the limits are at least those of the
+    likelihood's curvature, each prompt counted once. Where one side won everything, there is no length effect to fit:
+    the plain rate stands, with Wilson's interval.
     """
     if not len(found.num):
         return Adjusted(NOTHING, math.nan, NOTHING, "nothing was decided")
-    total = float(found.den.sum())
-    plain, n = float(found.num.sum()) / total, int(found.prompt.max()) + 1
+    plain, n = float(found.num.sum() / found.den.sum()), int(found.prompt.max()) + 1
     no_psi = Estimate(math.nan, math.nan, math.nan, n, "not fitted")
     if plain in (0.0, 1.0):
         return Adjusted(stats.wilson(plain * n, n), plain, no_psi, "one side won everything")
@@ -97,18 +98,38 @@ def adjusted(found: Pairs, how: Resampling = _DEFAULT, ridge: float = RIDGE) -> 
         same = found.x[0] == 0
         rate = terms(_per_prompt(found), proportion=True).estimate(how.resamples, how.seed) if same else NOTHING
         return Adjusted(rate, plain, no_psi, "the lengths differ by nothing" if same else "the lengths differ alike")
-    theta, psi = fit(found.num[None], found.den[None], found.x, ridge)
-    start = float(theta[0]), float(psi[0])
-    draws = np.concatenate(
-        [
-            np.stack(fit(weights * found.num, weights * found.den, found.x, ridge, start))
-            for weights in (drawn[:, found.prompt] for drawn in resampled_weights(n, how, found.tasks, len(found.x)))
-        ],
-        axis=1,
-    )
-    what = "logistic regression, refitted by bootstrap over prompts"
-    rate = percentile(float(_sigma(theta)[0]), _sigma(draws[0]), n, what)
-    return Adjusted(_at_least_wilson(rate, found), plain, percentile(start[1], draws[1], n, what), _reach(found))
+    theta, psi = (float(one[0]) for one in fit(found.num[None], found.den[None], found.x, ridge))
+    entries = len(found.x)
+    draws = _refitted(found, resampled_weights(n, how, found.tasks, entries), ridge, (theta, psi))
+    without = _refitted(found, weights_without_each(n, entries), ridge, (theta, psi))
+    method = f"logistic regression, refitted by BCa bootstrap over prompts, {how.resamples:,} resamples"
+    limits = [
+        bootstrap.limits(drawn, value, [left[here] for here in strata(n, found.tasks)])
+        for drawn, value, left in zip(draws, (theta, psi), without, strict=True)
+    ]
+    sums = terms(_per_prompt(found))
+    if stats.at_the_edge(sums.num, sums.den):
+        half = stats.Z * _curvature_error(found, theta, psi, ridge)
+        limits[0] = (float(np.fmin(limits[0][0], theta - half)), float(np.fmax(limits[0][1], theta + half)))
+        method += ", at least the curvature's limits at the edge"
+    value, low, high = (float(one) for one in _sigma(np.array([theta, *limits[0]])))
+    return Adjusted(Estimate(value, low, high, n, method), plain, Estimate(psi, *limits[1], n, method), _reach(found))
+
+
+def _refitted(found: Pairs, weights: Iterable[Floats], ridge: float, start: tuple[float, float]) -> Floats:
+    """theta and psi under weights of the prompts, (rows, N) chunk by chunk: (2, rows in all), NaN where none exists."""
+    each = (chunk[:, found.prompt] for chunk in weights)
+    fits = [np.stack(fit(one * found.num, one * found.den, found.x, ridge, start)) for one in each]
+    return np.concatenate(fits, axis=1)
+
+
+def _curvature_error(found: Pairs, theta: float, psi: float, ridge: float) -> float:
+    """The standard error of theta from the likelihood's curvature, every prompt weighing as one comparison."""
+    p = _sigma(theta + psi * found.x)
+    per_prompt = np.bincount(found.prompt, found.den)[found.prompt]
+    spread = found.den / per_prompt * p * (1 - p)
+    h00, h01, h11 = spread.sum(), spread @ found.x, spread @ found.x**2 + ridge
+    return math.sqrt(h11 / (h00 * h11 - h01 * h01))
 
 
 def fit(
@@ -167,15 +188,6 @@ def _sigma(z: Floats) -> Floats:
 
 def _per_prompt(found: Pairs) -> Iterator[tuple[str, float, float]]:
     return ((str(p), float(w), float(d)) for p, w, d in zip(found.prompt, found.num, found.den, strict=True))
-
-
-def _at_least_wilson(rate: Estimate, found: Pairs) -> Estimate:
-    sums = terms(_per_prompt(found))
-    if not stats.at_the_edge(sums.num, sums.den):
-        return rate
-    limits = stats.wilson(rate.value * rate.n, rate.n)
-    low, high = float(np.fmin(rate.low, limits.low)), float(np.fmax(rate.high, limits.high))
-    return Estimate(rate.value, low, high, rate.n, f"{rate.method}, at least Wilson's at the edge")
 
 
 def _reach(found: Pairs) -> str:

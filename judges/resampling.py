@@ -2,7 +2,7 @@
 
 Kappa, alpha and a regression's coefficients are functions of a few sums over prompts. Prompts are drawn with
 replacement, within their task; what belongs to a prompt (seeds, orders, repeats) moves with it. The drawing itself is
-that of `selectkd_eval.stats`; a regression needs to know how often each prompt was drawn, and gets that here.
+that of `selectkd_eval.bootstrap`; a regression needs to know how often each prompt was drawn, and gets that here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selectkd_eval import stats
+from selectkd_eval import bootstrap
 from selectkd_eval.stats import RESAMPLES, Estimate, Floats
 
 _CELLS = 32_768  # weights held at once, resamples x prompts: their tables stay in a core's cache, 3 x the speed
@@ -36,8 +36,8 @@ def resampled_sums(table: Floats, how: Resampling, tasks: ArrayLike | None = Non
 
     `tasks`, (N,), names every prompt's task: each keeps its number of prompts, small ones put together.
     """
-    strata = None if tasks is None else stats.merged_strata(tasks)
-    return stats.resampled_sums(table.T, strata, how.resamples, how.generator(len(table))).T
+    strata = None if tasks is None else bootstrap.merged_strata(tasks)
+    return bootstrap.resampled_sums(table.T, strata, how.resamples, how.generator(len(table))).T
 
 
 def resampled_weights(n: int, how: Resampling, tasks: ArrayLike | None = None, entries: int = 0) -> Iterator[Floats]:
@@ -45,14 +45,31 @@ def resampled_weights(n: int, how: Resampling, tasks: ArrayLike | None = None, e
 
     `entries` is how many numbers the caller makes of a row, where those are more than n: chunks are as much shorter.
     """
-    labels = np.zeros(n, dtype=np.int64) if tasks is None else stats.merged_strata(tasks)
-    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    rng, rows = how.generator(n), max(1, _CELLS // max(1, n, entries))
-    for start in range(0, how.resamples, rows):
+    groups, rng = strata(n, tasks), how.generator(n)
+    for start, rows in _chunks(how.resamples, max(n, entries)):
         weights = np.empty((min(rows, how.resamples - start), n))
         for here in groups:
             weights[:, here] = _drawn(rng, len(weights), len(here))
         yield weights
+
+
+def weights_without_each(n: int, entries: int = 0) -> Iterator[Floats]:
+    """Once each of n prompts but one, prompt by prompt, chunk by chunk: (rows, n), n rows in all."""
+    for start, rows in _chunks(n, max(n, entries)):
+        weights = np.ones((min(rows, n - start), n))
+        weights[np.arange(len(weights)), start + np.arange(len(weights))] = 0
+        yield weights
+
+
+def strata(n: int, tasks: ArrayLike | None) -> list[NDArray[np.intp]]:
+    """The prompts of each task, small tasks put together."""
+    labels = np.zeros(n, dtype=np.int64) if tasks is None else bootstrap.merged_strata(tasks)
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _chunks(total: int, entries: int) -> Iterator[tuple[int, int]]:
+    rows = max(1, _CELLS // max(1, entries))
+    return ((start, rows) for start in range(0, total, rows))
 
 
 def _drawn(rng: np.random.Generator, rows: int, n: int) -> NDArray[np.int64]:
