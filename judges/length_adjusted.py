@@ -27,7 +27,7 @@ from selectkd_eval.win_rates import win_rate_terms
 # Prior precision of psi, a normal with standard deviation 10: where length separates wins from losses perfectly, psi
 # stays finite; with 200 comparisons of mixed lengths it moves psi by less than a thousandth.
 RIDGE = 0.01
-_ROUNDS, _SETTLED = 50, 1e-4  # Newton steps at most; what is left after a step this small is about its square
+_ROUNDS, _SETTLED = 200, 1e-4  # Newton steps at most; what is left after a step this small is about its square
 _DEFAULT = Resampling()
 
 
@@ -146,15 +146,17 @@ def fit(
     psi = np.full(len(num), np.nan)
     open_ = np.flatnonzero(np.isnan(theta) & (total > 0))
     powers = np.stack([np.ones_like(x), x, x * x], axis=1)
+    reach = np.abs(x).max(initial=0)
     won, at = (num @ powers[:, :2])[open_], np.asarray([start], dtype=np.float64)
     for _ in range(_ROUNDS):
         if not len(open_):
             break
         step = _newton_step(won, den if len(open_) == len(den) else den[open_], powers, at, ridge)
-        # The likelihood is concave; a step of at most 1 cannot leap into its flat ends, from where Newton diverges.
-        step /= np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
+        # The likelihood is concave; log-odds moved by at most 1 cannot leap into its flat ends, where Newton diverges.
+        moved = np.abs(step[:, :1]) + np.abs(step[:, 1:]) * reach
+        step /= np.maximum(1.0, moved)
         at = at + step
-        settled = np.abs(step).max(axis=1) < _SETTLED
+        settled = moved[:, 0] < _SETTLED
         theta[open_[settled]], psi[open_[settled]] = at[settled].T
         open_, won, at = open_[~settled], won[~settled], at[~settled]
     return theta, psi
