@@ -243,12 +243,13 @@ def test_methods_that_share_resamples_are_paired() -> None:
 
 
 @pytest.mark.parametrize("reals", [False, True])
-def test_the_order_of_the_prompts_does_not_matter(reals: bool) -> None:
-    num, den = (cells.sum(axis=1) for cells in verdicts(4, 120))
+@pytest.mark.parametrize("n", [120, 2533])  # 2533 = 3 x 844 + 1: blocks leave a rest
+def test_the_order_of_the_prompts_does_not_matter(reals: bool, n: int) -> None:
+    num, den = (cells.sum(axis=1) for cells in verdicts(4, n))
     if reals:
-        num = num + np.random.default_rng(0).random(120)
-    strata = np.arange(120) % 3
-    shuffled = np.random.default_rng(1).permutation(120)
+        num = num + np.random.default_rng(0).random(n)
+    strata = np.arange(n) % 3
+    shuffled = np.random.default_rng(1).permutation(n)
     one, other = ratio(num, den, strata=strata), ratio(num[shuffled], den[shuffled], strata=strata[shuffled])
     assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-12)
 
