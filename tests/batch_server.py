@@ -44,6 +44,7 @@ class BatchServer:
     lasting: bool = False  # whether troubles of lines strike every batch, or the first alone
     most_waiting: int = 0  # requests that may wait at once; 0 is no limit
     away: set[int] = field(default_factory=set)  # the polls, by number, whose connection is cut
+    named: bool = True  # whether it keeps a batch's metadata
     offered: bool = True  # whether there is a Batch API at all
     hold_at: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class BatchServer:
                 "endpoint": request["endpoint"],
                 "completion_window": request["completion_window"],
                 "input_file_id": request["input_file_id"],
-                "metadata": request.get("metadata"),
+                "metadata": request.get("metadata") if self.named else None,
                 "created_at": int(time.time()),
                 "status": "in_progress",
                 "request_counts": {"total": len(requests), "completed": 0, "failed": 0},

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_without_waiting_it_is_handed_in_and_collected_later(tmp_path: Path, cap
 ])  # fmt: skip
 def test_a_run_that_is_killed_is_gone_on_with_and_nothing_is_paid_twice(moment: str, tmp_path: Path) -> None:
     line = [sys.executable, str(ROOT / "tests" / "batch_run.py"), str(tmp_path)]
-    with batch_serving(hold_at=moment, lines={2: "no label"}) as server:
+    with batch_serving(hold_at=moment, lines={2: "no label"}, named=False) as server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen([*line, server.url, str(N)], env=environment, stderr=subprocess.DEVNULL) as run:
             assert server.reached.wait(60) and run.poll() is None
@@ -110,9 +111,10 @@ def test_a_run_that_is_killed_is_gone_on_with_and_nothing_is_paid_twice(moment: 
     assert record.finished and len(record.good) == N
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("trouble", ["429", "500", "cut before", "cut after"])
-def test_a_batch_is_begun_once_whatever_the_connection_does(trouble: str, tmp_path: Path) -> None:
-    with batch_serving(creates=[trouble]) as server:
+def test_a_batch_is_begun_once_whatever_the_connection_does(trouble: str, named: bool, tmp_path: Path) -> None:
+    with batch_serving(creates=[trouble], named=named) as server:
         assert judged(options(tmp_path, server.url), N).finished
         assert len(server.batches) == 1 and paid_once(server)
 
@@ -126,6 +128,10 @@ def test_two_runs_at_once_share_their_batches(tmp_path: Path) -> None:
             words = [*line, str(tmp_path), server.url, str(N), name]
             runs.append(subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL))
         assert server.reached.wait(60)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("winrate-*.jsonl"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)  # the other one is at the lock by now, or would be through it
         server.release.set()
         assert [run.wait(60) for run in runs] == [0, 0]
         assert paid_once(server) and len(server.batches) == 1
