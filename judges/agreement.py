@@ -6,13 +6,13 @@ nearly all verdicts are one word, AC1 does not. All are (observed - chance) / (1
 take for chance.
 
 It does not say who is right; `classification` takes a reference as given. The paper compares students under several
-judges (SelecTKD, Figure 5) without an agreement figure; `rank_correlation` says whether the judges order them alike.
+judges (SelecTKD, Figure 5) without an agreement figure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -28,7 +28,6 @@ from selectkd_eval.measures import NOTHING, Row
 from selectkd_eval.stats import Estimate, Floats
 
 _DEFAULT = Resampling()
-_FEWEST_STUDENTS = 5  # the error of a rank correlation divides by n - 4
 ONE_WORD = "all verdicts are one word"
 
 
@@ -273,26 +272,6 @@ def _macro(table: Floats, used: NDArray[np.bool_]) -> tuple[Floats, Floats, Floa
         ]
     precision, recall, f1 = (one[..., used].mean(axis=-1) for one in each)
     return precision, recall, f1
-
-
-def rank_correlation(rates_a: Mapping[str, float], rates_b: Mapping[str, float]) -> Estimate:
-    """Kendall's tau-b between two judges' rates of the same students, joined by name; n counts the students.
-
-    The interval is Fieller's (1957), z = atanh(tau) with variance 0.437 / (n - 4): none below 5 students, and none
-    where the two orders are the same or opposite.
-    """
-    from scipy.stats import kendalltau
-
-    names = sorted(name for name in rates_a.keys() & rates_b.keys() if math.isfinite(rates_a[name] + rates_b[name]))
-    n = len(names)
-    if n < 2:
-        return Estimate(math.nan, math.nan, math.nan, n, "fewer than two students in common")
-    tau = float(kendalltau([rates_a[name] for name in names], [rates_b[name] for name in names]).statistic)
-    if n < _FEWEST_STUDENTS or math.isnan(tau) or abs(tau) > 1 - 1e-12:
-        return Estimate(tau, math.nan, math.nan, n, "Kendall's tau-b, without an interval")
-    half = stats.Z * math.sqrt(0.437 / (n - 4))
-    low, high = math.tanh(math.atanh(tau) - half), math.tanh(math.atanh(tau) + half)
-    return Estimate(tau, low, high, n, "Kendall's tau-b, Fieller's interval over students")
 
 
 # ---- in words ------------------------------------------------------------

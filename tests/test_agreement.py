@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
@@ -18,7 +17,7 @@ from verdict_rows import FIRST, SECOND, in_both_orders, row, said
 
 from judges import agreement as agreeing
 from judges import replay
-from judges.agreement import agreement, classification, rank_correlation, self_consistency
+from judges.agreement import agreement, classification, self_consistency
 from judges.ratings import by_sample, majority, ratings
 from judges.resampling import Resampling
 from selectkd_eval.errors import InputError
@@ -272,27 +271,6 @@ def test_an_unread_reply_is_left_out_unless_it_stands_for_a_word() -> None:
     assert (classification(judged, real, how=FEW).comparisons, classification(judged, real, how=FEW).missing) == (2, 3)
     found = classification(judged, real, unread_as="tie", how=FEW)
     assert (found.comparisons, found.missing, found.accuracy.value) == (4, 1, 0.75)
-
-
-def test_kendalls_tau_joins_students_by_name_and_has_no_interval_below_five() -> None:
-    a, b = {"x": 0.1, "y": 0.2, "z": 0.3, "only": 0.9}, {"z": 0.5, "y": 0.4, "x": 0.45}
-    found = rank_correlation(a, b)
-    assert found.n == 3 and found.value == pytest.approx(1 / 3)
-    assert math.isnan(found.low) and math.isnan(found.high)
-    assert rank_correlation({"x": 0.1}, {"x": 0.2}).n == 1
-
-
-def test_fiellers_interval_of_tau_covers() -> None:
-    # Bivariate normal with correlation r has tau = 2 / pi * asin(r).
-    rng = np.random.default_rng(4)
-    truth, covered = 2 / math.pi * math.asin(0.6), 0
-    for _ in range(300):
-        x = rng.normal(size=12)
-        y = 0.6 * x + 0.8 * rng.normal(size=12)
-        found = rank_correlation(*({str(i): v for i, v in enumerate(side)} for side in (x, y)))
-        assert found.value == pytest.approx(scipy.stats.kendalltau(x, y).statistic)
-        covered += found.low <= truth <= found.high
-    assert 276 <= covered <= 297
 
 
 # ---- PandaLM's published figures ------------------------------------------------------------
