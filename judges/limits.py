@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 _MINUTE = 60.0
+_PASSES = 8  # of the event loop, until a request has been written to its connection
 
 
 class StoppedError(Exception):
@@ -94,12 +95,15 @@ class Limits:
 
         Raises StoppedError once `stop` was called.
         """
-        async with self._gate:
+        await self._gate.acquire()
+        try:
             while (delay := self._delay(tokens)) != 0:
                 await self._sleep(delay)
             self.requests.spend(1)
             self.tokens.spend(tokens)
             self.in_flight += 1
+        finally:
+            self._open_gate(_PASSES)
         try:
             yield self._clock()
         finally:
@@ -140,6 +144,14 @@ class Limits:
         """Whoever waits for a turn gets none."""
         self._stopped = True
         self._changed.set()
+
+    def _open_gate(self, passes: int) -> None:
+        # Not at once: the request is on its way some passes of the loop later. Were the next one let in before, all
+        # whose replies came together would be sent together, after the last of them was prepared, for ever.
+        if passes:
+            asyncio.get_running_loop().call_soon(self._open_gate, passes - 1)
+        else:
+            self._gate.release()
 
     def _delay(self, tokens: float) -> float:
         """Seconds to wait, infinite when only a change can help, 0 when a request may go."""

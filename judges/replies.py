@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 _MASKED = re.compile(r"\b[A-Za-z]{2,4}-[\w-]*\*{3,}[\w-]*")  # a key as OpenAI quotes it, with its ends
@@ -54,7 +54,7 @@ _STORED = {entry.name for entry in fields(Reply)} - {"cached"}
 
 def to_store(reply: Reply) -> dict[str, Any]:
     """What the cache keeps of a reply."""
-    return {name: value for name, value in asdict(reply).items() if name in _STORED}
+    return {name: getattr(reply, name) for name in _STORED}
 
 
 def from_store(kept: Mapping[str, Any]) -> Reply:

@@ -75,7 +75,7 @@ def judged(
 
 
 def test_every_task_gets_one_row_with_what_the_judge_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving() as server:
+    with serving(delay_s=0.02) as server:
         rows, errors = judged(options_for(server, tmp_path, concurrency=4), tasks_of(30, samples=2))
         assert len(server.requests) == 60 and 2 <= server.most_in_flight <= 4
     assert not errors and len(rows) == 60
