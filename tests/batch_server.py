@@ -96,6 +96,14 @@ class BatchServer:
             self.batches[batch["id"]] = batch
         return batch
 
+    def bill(self) -> Counter[str]:
+        """How often each request was answered once every batch has run to its end, asked after or not."""
+        with self.lock:
+            for batch in self.batches.values():
+                if batch["status"] == "in_progress":
+                    self.end(batch)
+        return self.paid
+
     def poll(self, batch: dict[str, Any]) -> None:
         with self.lock:
             batch["_polls"] += 1

@@ -44,7 +44,8 @@ def verdicts(record: records.Record) -> dict[str, str]:
 
 
 def paid_once(server: BatchServer, n: int = N) -> bool:
-    return len(server.paid) == n and set(server.paid.values()) == {1}
+    bill = server.bill()
+    return len(bill) == n and set(bill.values()) == {1}
 
 
 def test_a_batch_gives_the_record_of_the_live_judge(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_a_batch_that_somebody_stopped_stops_the_run(end: str, says: str, tmp_pa
 def test_replies_that_are_gone_are_asked_for_again(tmp_path: Path) -> None:
     with batch_serving(ends=["gone"]) as server:
         assert judged(options(tmp_path, server.url), N).finished
-        assert set(server.paid.values()) == {2}
+        assert set(server.bill().values()) == {2}
 
 
 def test_many_requests_go_in_several_batches(tmp_path: Path) -> None:
