@@ -14,6 +14,7 @@ Only a chunk of resamples is held at any time. It knows no ratio of its own acco
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ _HELD = 1 << 16  # draws or weights held at once: they stay in a core's cache
 _CELLS = 1 << 20  # largest lattice of a block
 _BUCKETS = 1 << 16  # of the guide into a block's law: one half-word of random bits
 # What things cost, in draws from a block's law (4 ns): measured, and only ever a matter of speed.
-_CELL, _LAW, _BINOMIAL, _INDEX = 4.0, 50_000.0, 20.0, 3.0
-_BEYOND = 37.0  # exp(-37) is 1e-16: what a law leaves out at either end
+_CELL, _LAW, _BINOMIAL, _INDEX = 8.0, 50_000.0, 20.0, 3.0
+_BEYOND = 32.0  # exp(-32) is 1e-14, no more than the transform's rounding: what a law leaves out at either end
 _NOISE = 1e-16  # probabilities below are the Fourier transform's rounding
 _NORMAL = NormalDist()
 _TAILS = (0.025, 0.975)
@@ -156,7 +157,7 @@ class _Lattice:
         """The cheapest number of prompts in a block, and its cost in draws per resample; infinite without one."""
         if np.prod(n * self.spans + 1.0) >= 2**62:
             return 0, np.inf
-        sizes = np.unique(n // np.arange(1, n + 1))  # of sizes that need as many draws, those with the smallest rest
+        sizes = n // np.arange(1, n + 1)  # of sizes that need as many draws, those with the smallest rest
         cells = self._cells(sizes)
         cost = (_LAW + _CELL * cells) / resamples + n // sizes + n % sizes
         cost[cells > _CELLS] = np.inf
@@ -171,7 +172,7 @@ class _Lattice:
         return cells
 
     def draws(self, block: int, resamples: int, rng: np.random.Generator) -> Iterator[tuple[int, Floats]]:
-        """Sums over N prompts, by blocks and then by the prompts left over; each draw packs its sums into one number."""
+        """Sums over N prompts, by blocks and then those left over; a draw's sums are packed into one whole number."""
         n = self.steps.shape[1]
         start = n * self.low[:, None]
         if not len(self.spans):
@@ -180,12 +181,16 @@ class _Lattice:
         radix = tuple(int(size) for size in n * self.spans + 1)
         moving = np.flatnonzero(self.moves)
         many, rest = divmod(n, block)
-        law, single = self._law(block, radix), np.sort(np.ravel_multi_index(tuple(self.steps), radix))
+        law = self._law(block, radix)
+        single = np.sort(np.ravel_multi_index(tuple(self.steps), radix)).astype(law.packed.dtype)
         for at, rows in _chunks(resamples, many):
-            packed = law.sums(rng, many, rows) + single.take(rng.integers(n, size=(rest, rows))).sum(axis=0)
+            packed = law.sums(rng, many, rows)
+            if rest:
+                packed += single.take(rng.integers(n, size=(rest, rows))).sum(axis=0, dtype=packed.dtype)
             sums = np.empty((len(start), rows))
             sums[:] = start
-            for row, unit, steps in zip(moving, self.unit, np.unravel_index(packed, radix), strict=True):
+            for row, unit, size in reversed(list(zip(moving, self.unit, radix, strict=True))):
+                packed, steps = np.divmod(packed, size)
                 sums[row] += unit * steps
             yield at, sums
 
@@ -220,13 +225,12 @@ def _window(chance: Floats, block: int) -> tuple[int, int]:
     steps = np.arange(len(chance))
     mean = float(chance @ steps)
     best = np.sqrt(2 * _BEYOND / block / max(float(chance @ (steps - mean) ** 2), 1e-12))
-    tilts = np.minimum(best * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0]), 500 / len(steps))[:, None]
-    with np.errstate(divide="ignore"):
-        far = [
-            (block * np.log(np.exp(side * tilts * (steps - mean)) @ chance) + _BEYOND) / tilts[:, 0] for side in (-1, 1)
-        ]
-    low, high = block * mean - far[0].min(), block * mean + far[1].min()
-    return max(0, int(np.floor(low))), min(block * (len(chance) - 1), int(np.ceil(high)))
+    tilts = np.minimum(best * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.0]), 500 / len(steps))
+    sides = np.stack([-tilts, tilts])
+    far = (block * np.log(np.exp(sides[..., None] * (steps - mean)) @ chance) + _BEYOND) / tilts
+    down, up = far.min(axis=1)
+    low, high = math.floor(block * mean - down), math.ceil(block * mean + up)
+    return max(0, low), min(block * (len(chance) - 1), high)
 
 
 def _smooth(size: int) -> int:
@@ -268,7 +272,9 @@ class _Law:
         ends = (self.upto * _BUCKETS).astype(np.int64)
         self.guide = np.repeat(packed, np.diff(ends, prepend=0))
         # Buckets within which cells end hold the first of these cells, negative and from -1.
-        shared = ends[ends < _BUCKETS][::-1]  # of cells that end in one bucket, the first is written last and stays
+        shared = ends[: np.searchsorted(ends, _BUCKETS)][
+            ::-1
+        ]  # of cells that end in one bucket, the first is written last and stays
         self.guide[shared] = -np.arange(len(shared), 0, -1)
         self.upto[-1] = np.inf  # a point may round up to 1 itself
 

@@ -144,14 +144,16 @@ def crossed(
 
     `num` and `den` are (N, S), one column per training or answer seed. A cell counts the product of its prompt's and
     its seed's weight (Owen's pigeonhole bootstrap, 2007). That is the conservative interval: it counts the part of the
-    spread that neither prompt nor seed explains about three times, and so covers 96 to 98 % where seeds differ little
-    and 95 % is claimed. Where they differ much it covers less: S seeds resampled have only (S - 1) / S of their
+    spread that neither prompt nor seed explains about three times. Simulated, 218 prompts x 3 seeds: it covers 98 %
+    where seeds do not differ and 95 % is claimed, and 95.5 % where their logits spread by 0.2, of which an interval
+    over prompts covers 84 %. Where they differ more it covers less: S seeds resampled have only (S - 1) / S of their
     variance, 2/3 with three. Seeds alone are never resampled. One seed leaves `ratio`.
     """
     num, den = (values if values.ndim == 2 else values[:, None] for values in _pair(num, den))
     n, seeds = num.shape
     if seeds == 1 or not den.sum():
-        return ratio(num.sum(axis=1), den.sum(axis=1), strata=strata, resamples=resamples, seed=seed)
+        sums = num.sum(axis=1), den.sum(axis=1)
+        return ratio(*sums, strata=strata, resamples=resamples, seed=seed, proportion=proportion)
     value = float(num.sum() / den.sum())
     if proportion and at_the_edge(num.sum(axis=1), den.sum(axis=1)):
         return wilson(value * n, n)

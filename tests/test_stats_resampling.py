@@ -96,7 +96,7 @@ def test_the_law_of_a_block_is_the_binomial_law(block: int) -> None:
     law = lattice._law(block, (3001,))
     assert len(set(law.packed.tolist())) == len(law.packed)
     chance = np.diff(np.append(law.upto[:-1], 1.0), prepend=0.0)
-    assert chance == pytest.approx(scipy.stats.binom.pmf(law.packed, block, 0.3), abs=1e-14)
+    assert chance == pytest.approx(scipy.stats.binom.pmf(law.packed, block, 0.3), abs=1e-13)
     assert chance.sum() == pytest.approx(1)
     assert scipy.stats.binom.pmf(law.packed, block, 0.3).sum() == pytest.approx(1, abs=1e-12), "nothing is left out"
 
@@ -344,6 +344,9 @@ def test_the_two_errors_of_one_number_are_held_against_each_other() -> None:
 def test_one_seed_leaves_the_interval_over_prompts() -> None:
     wins, decided = verdicts(11, 200, 1)
     assert crossed(wins, decided) == crossed(wins[:, 0], decided[:, 0]) == ratio(wins[:, 0], decided[:, 0])
+    for seeds in (1, 3):
+        assert crossed(np.zeros((30, seeds)), np.ones((30, seeds)), proportion=True) == wilson(0, 30)
+        assert np.isnan(crossed(np.zeros((30, seeds)), np.zeros((30, seeds))).value)
 
 
 def test_prompts_and_seeds_are_weighed_as_the_enumeration_says() -> None:
