@@ -146,7 +146,7 @@ def crossed(
     its seed's weight (Owen's pigeonhole bootstrap, 2007). That is the conservative interval: it counts the part of the
     spread that neither prompt nor seed explains about three times. Simulated, 218 prompts x 3 seeds: it covers 98 %
     where seeds do not differ and 95 % is claimed, and 95.5 % where their logits spread by 0.2, of which an interval
-    over prompts covers 84 %. Where they differ more it covers less: S seeds resampled have only (S - 1) / S of their
+    over prompts covers 85 %. Where they differ more it covers less: S seeds resampled have only (S - 1) / S of their
     variance, 2/3 with three. Seeds alone are never resampled. One seed leaves `ratio`.
     """
     num, den = (values if values.ndim == 2 else values[:, None] for values in _pair(num, den))
