@@ -32,6 +32,7 @@ from judges.protocols import Message, Protocol
 from judges.replies import (
     CallError,
     FatalError,
+    FilteredError,
     NotAskedError,
     OverBudgetError,
     Redaction,
@@ -48,6 +49,7 @@ __all__ = [
     "CallError",
     "Client",
     "FatalError",
+    "FilteredError",
     "NotAskedError",
     "OverBudgetError",
     "Reply",
@@ -70,6 +72,8 @@ _FATAL = {
 # An empty account in the words of OpenAI, Moonshot and DashScope.
 _EMPTY = re.compile(r"insufficient_quota|billing_hard_limit|exceeded_current_quota|Arrearage", re.IGNORECASE)
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
+# A question that a content filter turned away, in the words of Azure and Moonshot, DashScope and DeepSeek.
+_FILTERED = re.compile(r"content_filter|data_?inspection_?failed|content exists risk", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context_length_exceeded|maximum context length|context (?:length|window)", re.IGNORECASE)
 _SURELY = 8 / BYTES_PER_TOKEN  # hardly a text has fewer tokens than one for eight bytes
 
@@ -212,6 +216,8 @@ class Client:
             )
         if status == 400 and (_TOO_LONG.search(said) or error.code == "context_length_exceeded"):
             return NotAskedError(f"does not fit into the judge's context: {said}")
+        if status == 400 and _FILTERED.search(f"{error.code} {error.type} {said}"):
+            return FilteredError(f"stopped by a content filter: {said}")
         if status == 400 and error.code in _UNSUPPORTED:
             what = self.redact(str(error.param or "a setting"))
             return FatalError(
@@ -246,6 +252,7 @@ class Client:
             stated = headers.get(f"x-ratelimit-limit-{what}", "")
             if stated.isdigit() and int(stated) not in (0, bucket.per_minute):
                 bucket.set(int(stated))
+                self.limits.look_again()
 
     def _transport(self, aiohttp: bool | None) -> httpx2.AsyncClient:
         if aiohttp is None:

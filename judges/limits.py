@@ -140,6 +140,10 @@ class Limits:
             retry_after, self._backoff = self._backoff, min(LONGEST_PAUSE_S, 2 * self._backoff)
         self._pause_until = max(self._pause_until, now + (retry_after or 0.0))
 
+    def look_again(self) -> None:
+        """A bucket has another limit: whoever waits may have waited long enough."""
+        self._changed.set()
+
     def stop(self) -> None:
         """Whoever waits for a turn gets none."""
         self._stopped = True

@@ -27,6 +27,10 @@ class NotAskedError(CallError):
     """A request that was not sent, or turned away for its length: it says nothing about the server."""
 
 
+class FilteredError(CallError):
+    """A request that a content filter turned away: an outcome, which asking again does not change."""
+
+
 class FatalError(Exception):
     """No further request can succeed. The message holds no key."""
 

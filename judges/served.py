@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from judges.client import CallError, Client, FatalError, NotAskedError
+from judges.client import CallError, Client, FatalError, FilteredError, NotAskedError
 from judges.replies import Reply
 from judges.tasks import Outcome, Task, question, settled
 from judges.verdicts import Verdict
@@ -28,6 +28,8 @@ async def judge_one(task: Task, client: Client) -> Outcome:
     while (outcome := settled(task, client.protocol, replies)) is None:
         try:
             replies.append(await client.ask(question(task, client.protocol, replies), task.sample))
+        except FilteredError as error:
+            return Outcome(task, Verdict("filtered", str(error)), tuple(replies))
         except CallError as error:
             return Outcome(
                 task, Verdict("failed", str(error)), tuple(replies), asked=not isinstance(error, NotAskedError)

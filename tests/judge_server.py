@@ -126,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         codes = {
             "quota": (429, "insufficient_quota", None),
             "unsupported": (400, "unsupported_parameter", "temperature"),
+            "inspected": (400, "data_inspection_failed", None),
             "too long": (400, "context_length_exceeded", "messages"),
         }
         if name in headers:
