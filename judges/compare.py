@@ -54,7 +54,7 @@ def pair(this: Record, other: Record, resamples: int = stats.RESAMPLES) -> Pair:
         int((sides < 0).sum()),
         p,
         test,
-        stats.detectable(stats.paired_error(a.num, a.den, b.num, b.den, a.strata)),
+        stats.detectable(stats.paired_error(a.num, a.den, b.num, b.den, a.merged_strata)),
     )
 
 

@@ -51,7 +51,7 @@ def _name(card: Mapping[str, Any], side: str) -> str:
 def _interval(record: Record, terms: Terms, estimate: Estimate, resamples: int) -> Iterator[str]:
     """How sure the rate is, by every honest account of it."""
     rule = win_rates.tie_rule(record)
-    strata = f", {len(set(terms.strata))} tasks as strata" if terms.strata else ""
+    strata = f", {len(set(terms.merged_strata))} tasks as strata" if terms.strata else ""
     yield from line(
         "interval", f"95 %, {estimate.method}, prompts as clusters{strata}; {_bca(terms, estimate, resamples)}"
     )
@@ -62,7 +62,7 @@ def _interval(record: Record, terms: Terms, estimate: Estimate, resamples: int) 
     yield from line("other rule", f"{share(told.estimate(resamples))} where {win_rates.TIES[other]}")
     yield from _seeds(record, rule, resamples)
     if not math.isnan(estimate.value):
-        error = stats.standard_error(terms.num, terms.den, terms.strata)
+        error = stats.standard_error(terms.num, terms.den, terms.merged_strata)
         yield from line(
             "settles",
             f"{100 * stats.detectable(math.sqrt(2) * error):.1f} points to another model's rate on these prompts, were "

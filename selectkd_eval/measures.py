@@ -49,6 +49,11 @@ class Terms:
         total = float(self.den.sum())
         return float(self.num.sum()) / total if total else float("nan")
 
+    @property
+    def merged_strata(self) -> Any:
+        """The strata to resample within, small ones together; None where there is one."""
+        return None if self.strata is None else stats.merged_strata(self.strata)
+
     def estimate(
         self,
         resamples: int = stats.RESAMPLES,
@@ -62,7 +67,9 @@ class Terms:
         some = self.den > 0
         if self.proportion and stats.at_the_edge(self.num[some], self.den[some]):
             return stats.wilson(self.value * counted, counted)
-        found = stats.ratio(self.num, self.den, strata=self.strata, resamples=resamples, seed=seed, method=method)
+        found = stats.ratio(
+            self.num, self.den, strata=self.merged_strata, resamples=resamples, seed=seed, method=method
+        )
         return replace(found, n=counted)
 
 
@@ -100,7 +107,7 @@ def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -
     _same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
-    found, _ = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.strata, resamples=resamples, seed=seed)
+    found, _ = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.merged_strata, resamples=resamples, seed=seed)
     p, _ = stats.swap_test(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
     return replace(found, n=int(np.count_nonzero((a.den > 0) | (b.den > 0)))), p
 
@@ -115,7 +122,7 @@ def crossed(parts: Sequence[Terms], resamples: int = stats.RESAMPLES, seed: int 
     num, den = (np.stack([getattr(part, what) for part in parts], axis=1) for what in ("num", "den"))
     if not den.sum():
         return NOTHING
-    found = stats.crossed(num, den, strata=parts[0].strata, resamples=resamples, seed=seed)
+    found = stats.crossed(num, den, strata=parts[0].merged_strata, resamples=resamples, seed=seed)
     return replace(found, n=int(np.count_nonzero(den.sum(axis=1))))
 
 

@@ -7,7 +7,7 @@ interval there answer the same question in different ways and may differ a littl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -61,25 +61,50 @@ def swap_test(
     a, b = (np.array([num, den], dtype=np.float64) for num, den in ((num_a, den_a), (num_b, den_b)))
     if not a[1].sum() or not b[1].sum():
         return float("nan"), "no data"
+    if (a[1] == b[1]).all():
+        return sign_flip(a[0] - b[0], seed=seed)
+    return _drawn_p(*_swapped(a, b, resamples, np.random.SeedSequence([seed, a.shape[1]])))
+
+
+def mean_swap_test(
+    tasks: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, str]:
+    """The same of the mean over tasks of the two ratios' difference; a task is (num_a, den_a, num_b, den_b)."""
+    observed, drawn = 0.0, np.zeros(resamples)
+    for index, (num_a, den_a, num_b, den_b) in enumerate(tasks):
+        a, b = (np.array([num, den], dtype=np.float64) for num, den in ((num_a, den_a), (num_b, den_b)))
+        if not a[1].sum() or not b[1].sum():
+            return float("nan"), "no data"
+        # A seed of its own per task: equal sizes must not make two tasks move together.
+        gap, gaps = _swapped(a, b, resamples, np.random.SeedSequence([seed, index, a.shape[1]]))
+        observed, drawn = observed + gap, drawn + gaps
+    return _drawn_p(observed, drawn)
+
+
+def _drawn_p(observed: float, drawn: Floats) -> tuple[float, str]:
+    """The p of a difference among those with swapped labels; one without a denominator is as far out as any."""
+    as_far = int(np.count_nonzero(~(np.abs(drawn) < abs(observed) - _NEAR)))
+    return (1 + as_far) / (1 + len(drawn)), f"label swaps within prompts, {len(drawn):,} drawn"
+
+
+def _swapped(a: Floats, b: Floats, resamples: int, seed: np.random.SeedSequence) -> tuple[float, Floats]:
+    """The difference of two ratios, and as many with labels swapped; `a` and `b` are (2, N): num, den per prompt."""
     apart, both = a - b, (a + b).sum(axis=1, keepdims=True) / 2
-    if not apart[1].any():
-        return sign_flip(apart[0], seed=seed)
     observed = float(_gap(both, apart.sum(axis=1, keepdims=True) / 2)[0])
     # A prompt and its mirror image have the same two outcomes, so they are one kind; equal results never move.
     mirror = np.where(apart[0] == 0, np.sign(apart[1]), np.sign(apart[0]))
     kinds, counts = np.unique((apart * mirror)[:, mirror != 0], axis=1, return_counts=True)
-    rng = np.random.default_rng(np.random.SeedSequence([seed, a.shape[1]]))
-    as_far = 0
-    for sums in _signed_sums(kinds / 2, counts, resamples, rng):
-        as_far += int(np.count_nonzero(~(_gap(both, sums) < observed - _NEAR)))
-    return (1 + as_far) / (1 + resamples), f"label swaps within prompts, {resamples:,} drawn"
+    if not len(counts):
+        return observed, np.full(resamples, observed)
+    sums = _signed_sums(kinds / 2, counts, resamples, np.random.default_rng(seed))
+    return observed, np.concatenate([_gap(both, part) for part in sums])
 
 
 def _gap(both: Floats, half: Floats) -> Floats:
-    """How far apart the ratios of both + half and both - half are; (2, m) sums of num and den to (m,)."""
+    """The ratio of both + half less that of both - half; (2, m) sums of num and den to (m,)."""
     a, b = both + half, both - half
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.abs(a[0] / a[1] - b[0] / b[1]))
+        return np.asarray(a[0] / a[1] - b[0] / b[1])
 
 
 def _signed_sums(kinds: Floats, counts: Ints, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:

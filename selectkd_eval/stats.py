@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from selectkd_eval.bootstrap import Floats, limits, merged_strata, parts, ratios, resampled_sums, without_each
 from selectkd_eval.errors import choose
 from selectkd_eval.linearised import Z, detectable, paired_error, standard_error
-from selectkd_eval.permutation import sign_flip, swap_test
+from selectkd_eval.permutation import mean_swap_test, sign_flip, swap_test
 
 # Callers ask one module; whose work a name is, its docstring says.
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "disagreement",
     "holm",
     "mean_of_ratios",
+    "mean_swap_test",
     "merged_strata",
     "paired_delta",
     "paired_error",
@@ -205,8 +206,8 @@ def mean_of_ratios(
 ) -> tuple[Estimate, float]:
     """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
 
-    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired
-    difference of the two means and its p-value; otherwise the p-value is NaN. With `proportion`, the mean of shares of
+    `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired difference of the two
+    means and the p-value of `mean_swap_test`; otherwise the p-value is NaN. With `proportion`, the mean of shares of
     which one is at the edge has its interval from the tasks' own, of which that one's is Wilson's.
     """
     name = choose(method, INTERVALS, "interval")
@@ -227,7 +228,10 @@ def mean_of_ratios(
         n += num.shape[1]
     value, sample = float(_a_minus_b(values)), _a_minus_b(draws)
     low, high = limits(sample, value, without if method == "bca" else None)
-    p = float("nan") if minus is None else _two_sided(sample)
+    p = float("nan")
+    if minus is not None:
+        fours = [(*mine, *theirs) for mine, theirs in zip(groups, minus, strict=True)]
+        p, _ = mean_swap_test(fours, resamples=resamples, seed=seed)
     words = f"{'' if minus is None else 'paired '}{name} over prompts within tasks, {resamples:,} resamples"
     return Estimate(value, low, high, n, words), p
 

@@ -82,10 +82,8 @@ def _agreed(rows: Iterable[Row]) -> list[Row]:
     for (prompt, _, _), pair in together.items():
         # One order alone cannot agree with itself: a failed other order leaves the comparison undecided.
         verdicts = {"failed" if "error" in row else row["verdict"] for row in pair}
-        if not verdicts <= set(DECIDED):
-            verdict = "unreadable"
-        else:
-            verdict = verdicts.pop() if len(verdicts) == 1 else "tie"
+        decided = verdicts <= set(DECIDED)
+        verdict = "unreadable" if not decided else verdicts.pop() if len(verdicts) == 1 else "tie"
         merged.append({"prompt": prompt, "verdict": verdict})
     return merged
 

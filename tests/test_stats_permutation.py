@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectkd_eval.stats import paired_delta, sign_flip, swap_test
+from selectkd_eval.stats import mean_swap_test, paired_delta, sign_flip, swap_test
 
 Arms = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -134,3 +134,31 @@ def test_the_test_and_the_interval_agree_where_both_are_clear() -> None:
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=9).filter(any))
 def test_halves_are_flipped_exactly_too(doubled: list[int]) -> None:
     assert sign_flip(np.array(doubled) / 2) == sign_flip(doubled)
+
+
+def test_a_mean_over_tasks_is_tested_by_every_swap_in_every_task() -> None:
+    rng = np.random.default_rng(5)
+    tasks = [tuple(rng.integers(0, 3, n) + np.array([0, 1, 0, 1])[:, None][i] for i in range(4)) for n in (4, 5)]
+
+    def gaps(task: tuple[np.ndarray, ...]) -> list[float]:
+        num_a, den_a, num_b, den_b = task
+        out = []
+        for bits in itertools.product([False, True], repeat=len(num_a)):
+            swap = np.array(bits)
+            a = np.where(swap, num_b, num_a).sum() / np.where(swap, den_b, den_a).sum()
+            out.append(a - np.where(swap, num_a, num_b).sum() / np.where(swap, den_a, den_b).sum())
+        return out
+
+    law = [x + y for x in gaps(tasks[0]) for y in gaps(tasks[1])]
+    observed = abs(gaps(tasks[0])[0] + gaps(tasks[1])[0])
+    exact = np.mean([abs(value) >= observed - 1e-12 for value in law])
+    p, name = mean_swap_test(tasks, resamples=40_000)
+    assert p == pytest.approx(exact, abs=0.01)
+    assert name == "label swaps within prompts, 40,000 drawn"
+
+
+def test_one_task_alone_is_the_test_of_its_difference() -> None:
+    rng = np.random.default_rng(6)
+    four = tuple(rng.integers(low, 4, 60) for low in (0, 3, 0, 2))
+    assert mean_swap_test([four])[0] == pytest.approx(swap_test(*four)[0], abs=0.02)
+    assert np.isnan(mean_swap_test([(*four[:2], four[2], 0 * four[3])])[0])
