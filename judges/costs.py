@@ -50,6 +50,13 @@ class Plan:
         return price(self.judge, {"prompt_tokens": self.tokens_in, "completion_tokens": self.tokens_out})
 
     @property
+    def minutes(self) -> float:
+        """How long the judge's limits make it at least; 0 where it has none."""
+        limits = (self.judge.requests_per_minute, self.judge.tokens_per_minute)
+        amounts = (self.calls, self.tokens_in + self.tokens_out)
+        return max(amount / limit if limit else 0.0 for amount, limit in zip(amounts, limits, strict=True))
+
+    @property
     def batch_money(self) -> float | None:
         """US dollars through the Batch API; None where there is none, or no price."""
         if self.money is None or self.judge.batch_discount is None:
@@ -98,6 +105,10 @@ def lines(plan: Plan) -> list[str]:
         f"  tokens       about {plan.tokens_in:,} in and {plan.tokens_out:,} out, estimated: {BYTES_PER_TOKEN:g} bytes "
         f"per token, replies of {plan.reply:.0f} tokens ({source})",
     ]
+    if plan.minutes >= 1:
+        out.append(
+            f"  time         at least {plan.minutes:,.0f} minutes, by the limits of {judge.name} as they are noted"
+        )
     if plan.money is None:
         return [*out, f"  money        price unknown: put price_in and price_out of [{judge.name}] into judges.toml"]
     batch = "" if plan.batch_money is None else f", {dollars(plan.batch_money)} with --batch"

@@ -24,7 +24,7 @@ THINKING_REPLY = 8192  # tokens: what is thought before the answer counts
 _THINKS = ("gpt-5", "o1", "o3", "o4")  # these fix the temperature and name the length limit otherwise
 
 
-_OPENAI_NOTE = "2026-11, OpenAI's list of models; limits are those of usage tier 1"
+_OPENAI_NOTE = "2026-11, from copies of OpenAI's pages; limits are those of usage tier 1"
 
 PRESETS: dict[str, Judge] = {
     judge.name: judge
@@ -67,7 +67,7 @@ PRESETS: dict[str, Judge] = {
             price_out=1.20,
             seed=False,
             context=64_000,
-            noted="2026-10, DeepSeek's Flash model at peak hours, which is the dearest; no fixed limit per minute",
+            noted="2026-10, from a copy of DeepSeek's page: its Flash model at peak hours, which is the dearest",
         ),
         Judge(
             name="qwen-plus",
@@ -81,7 +81,7 @@ PRESETS: dict[str, Judge] = {
             batch_discount=0.5,
             extra_body={"enable_thinking": False},
             context=131_072,
-            noted="2025, Alibaba's international price page; a key of mainland China needs "
+            noted="2025, from Alibaba's international page, not looked at since; a key of mainland China needs "
             "https://dashscope.aliyuncs.com/compatible-mode/v1",
         ),
         Judge(
@@ -96,8 +96,8 @@ PRESETS: dict[str, Judge] = {
             seed=False,
             logprobs=False,
             context=8_192,
-            noted="2025, Moonshot's price page; limits of tier 1 (without a payment: 3 requests a minute, one at a "
-            "time); a key of mainland China needs https://api.moonshot.cn/v1",
+            noted="2025, from Moonshot's page, not looked at since; limits of tier 1 (without a payment: 3 requests a "
+            "minute, one at a time); a key of mainland China needs https://api.moonshot.cn/v1",
         ),
     )
 }

@@ -66,6 +66,15 @@ def test_the_lines_say_that_it_is_an_estimate_and_what_a_batch_saves() -> None:
     assert "1 call to j" in free[0] and "price unknown" in free[-1] and "judges.toml" in free[-1]
 
 
+def test_a_plan_says_how_long_the_limits_make_it() -> None:
+    tasks = [task(i) for i in range(100)]
+    plan = costs.estimate(tasks, replace(JUDGE, requests_per_minute=20), PROTOCOL)
+    assert plan.minutes == 5 and "at least 5 minutes" in costs.lines(plan)[2]
+    by_tokens = costs.estimate(tasks, replace(JUDGE, requests_per_minute=20, tokens_per_minute=1000), PROTOCOL)
+    assert by_tokens.minutes == (by_tokens.tokens_in + by_tokens.tokens_out) / 1000 > 5
+    assert costs.estimate(tasks, JUDGE, PROTOCOL).minutes == 0
+
+
 def test_a_reply_is_expected_to_be_no_longer_than_it_may_be() -> None:
     assert costs.estimate([task(0)], JUDGE, PROTOCOLS["alpacaeval2"]).tokens_out == 1
 
