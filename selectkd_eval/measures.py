@@ -64,9 +64,8 @@ class Terms:
         counted = int(np.count_nonzero(self.den))
         if not counted:
             return NOTHING
-        some = self.den > 0
-        if self.proportion and stats.at_the_edge(self.num[some], self.den[some]):
-            return stats.wilson(self.value * counted, counted)
+        if self.proportion and stats.at_the_edge(self.num, self.den):
+            return stats.edge(self.num, self.den)
         found = stats.ratio(
             self.num, self.den, strata=self.merged_strata, resamples=resamples, seed=seed, method=method
         )
@@ -102,13 +101,16 @@ def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -
     """a minus b, paired by prompt, and its two-sided p-value; InputError when the prompts differ.
 
     The p-value is that of `stats.swap_test`: were the two alike, a prompt's results could as well be each other's. n
-    counts the prompts that have a denominator on either side.
+    counts the prompts that have a denominator on either side. Of shares of which few prompts differ, the limits are
+    Wilson's: see `edges`.
     """
     _same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
     found, _ = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.merged_strata, resamples=resamples, seed=seed)
     p, _ = stats.swap_test(a.num, a.den, b.num, b.den, resamples=resamples, seed=seed)
+    if a.proportion and b.proportion and (few := stats.paired_edge_limits(a.num, a.den, b.num, b.den)):
+        found = replace(found, low=few[0], high=few[1], method="Wilson, paired: few prompts differ")
     return replace(found, n=int(np.count_nonzero((a.den > 0) | (b.den > 0)))), p
 
 
@@ -122,7 +124,9 @@ def crossed(parts: Sequence[Terms], resamples: int = stats.RESAMPLES, seed: int 
     num, den = (np.stack([getattr(part, what) for part in parts], axis=1) for what in ("num", "den"))
     if not den.sum():
         return NOTHING
-    found = stats.crossed(num, den, strata=parts[0].merged_strata, resamples=resamples, seed=seed)
+    shares = all(part.proportion for part in parts)
+    strata = parts[0].merged_strata
+    found = stats.crossed(num, den, strata=strata, resamples=resamples, seed=seed, proportion=shares)
     return replace(found, n=int(np.count_nonzero(den.sum(axis=1))))
 
 

@@ -5,7 +5,7 @@ together, because they are not independent. Pooling them as if they were covers 
 Every statistic here is a ratio of sums over prompts, num / den: a mean (den = counts), a win rate without ties
 (num = wins, den = wins + losses), a speed-up (num and den are times). Methods compared share the resampled
 prompts, so paired differences come for nothing. How resamples are drawn is `bootstrap`'s matter, p-values from
-swapped labels are `permutation`'s, standard errors `linearised`'s.
+swapped labels are `permutation`'s, standard errors `linearised`'s, where nearly all prompts agree `edges`'.
 
 It does not model training seeds: an interval holds for the students that were trained (`crossed` says more).
 Per-seed values are shown beside it.
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from selectkd_eval.bootstrap import Floats, limits, merged_strata, parts, ratios, resampled_sums, without_each
+from selectkd_eval.edges import RARE, at_the_edge, edge_limits, paired_edge_limits, wilson_limits
 from selectkd_eval.errors import choose
 from selectkd_eval.linearised import Z, detectable, paired_error, standard_error
 from selectkd_eval.permutation import mean_swap_test, sign_flip, swap_test
@@ -35,11 +36,13 @@ __all__ = [
     "crossed",
     "detectable",
     "disagreement",
+    "edge",
     "holm",
     "mean_of_ratios",
     "mean_swap_test",
     "merged_strata",
     "paired_delta",
+    "paired_edge_limits",
     "paired_error",
     "pass_at_k",
     "ratio",
@@ -51,7 +54,6 @@ __all__ = [
 ]
 
 RESAMPLES = 10_000
-RARE = 10  # prompts on the rarer side below which resampling knows too little about it
 APART = 0.15  # the bootstrap and the linearised error differ by more: one of them is not to be trusted
 INTERVALS = {"percentile": "bootstrap", "bca": "BCa bootstrap"}
 
@@ -84,13 +86,8 @@ def wilson(successes: float, n: int) -> Estimate:
     """Wilson's score interval for a proportion: honest at 0 and 1, where resampling gives a point."""
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, "no data")
-    p, z2 = successes / n, Z * Z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # At k = 0 and k = n the bound is exactly 0 or 1; the subtraction would leave a rounding error there.
-    low = 0.0 if successes == 0 else float(centre - half)
-    high = 1.0 if successes == n else float(centre + half)
-    return Estimate(p, low, high, n, "Wilson")
+    low, high = wilson_limits(successes, n)
+    return Estimate(successes / n, low, high, n, "Wilson")
 
 
 def ratio(
@@ -106,7 +103,7 @@ def ratio(
     """sum(num) / sum(den) with an interval from resampling prompts, percentile or bca.
 
     `num` and `den` have one entry per prompt, (N,). `strata`, (N,), keeps each stratum's number of prompts: see
-    `merged_strata`. With `proportion`, shares at the edges fall back to Wilson on the N prompts: see `at_the_edge`.
+    `merged_strata`. With `proportion`, shares at the edges have Wilson's limits: see `edges`.
     """
     name = choose(method, INTERVALS, "interval")
     num, den = _pair(num, den)
@@ -114,22 +111,18 @@ def ratio(
         return _nothing(len(num))
     value = float(num.sum() / den.sum())
     if proportion and at_the_edge(num, den):
-        return wilson(value * len(num), len(num))
+        return edge(num, den)
     draws = ratios(num[None], den[None], strata, resamples, seed)[0]
     without = parts(without_each(num, den)[None], strata) if method == "bca" else None
     low, high = limits(draws, value, without)
     return Estimate(value, low, high, len(num), f"{name} over prompts, {resamples:,} resamples")
 
 
-def at_the_edge(num: ArrayLike, den: ArrayLike) -> bool:
-    """Whether fewer than RARE prompts have any success, or any failure.
-
-    At 0 and 1 the bootstrap gives an interval of no width. Near them it is too narrow still: with 3 right of 164, it
-    covers 86 % where Wilson's interval covers 96 % (simulated; from 16 right on they agree). Wilson's takes a prompt's
-    samples as one, which is on the safe side.
-    """
+def edge(num: ArrayLike, den: ArrayLike) -> Estimate:
+    """sum(num) / sum(den) of shares that are `at_the_edge`, on the prompts that have a denominator: see `edges`."""
     num, den = _pair(num, den)
-    return bool(min(np.count_nonzero(num > 0), np.count_nonzero(num < den)) < RARE)
+    low, high = edge_limits(num, den)
+    return Estimate(float(num.sum() / den.sum()), low, high, int(np.count_nonzero(den)), "Wilson")
 
 
 def crossed(
@@ -157,7 +150,7 @@ def crossed(
         return ratio(*sums, strata=strata, resamples=resamples, seed=seed, proportion=proportion)
     value = float(num.sum() / den.sum())
     if proportion and at_the_edge(num.sum(axis=1), den.sum(axis=1)):
-        return wilson(value * n, n)
+        return edge(num.sum(axis=1), den.sum(axis=1))
     rng = np.random.default_rng(np.random.SeedSequence([seed, n, seeds]))
     top, bottom = np.split(resampled_sums(np.concatenate([num, den], axis=1).T, strata, resamples, rng), 2)
     weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).T

@@ -21,7 +21,7 @@ ALLOWED = {
 }
 FLOOR = {
     *("errors", "verbs", "records", "environment", "measures", "win_rates"),
-    *("stats", "bootstrap", "permutation", "linearised"),
+    *("stats", "bootstrap", "permutation", "linearised", "edges"),
 }
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
