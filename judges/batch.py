@@ -24,7 +24,7 @@ from judges.batch_desk import NAME, Desk
 from judges.batch_files import NOT_REACHED, BatchRequest, Limits, Refusal, Replies, parts
 from judges.batch_ledger import Entry, Ledger, new_name, room, tried_before
 from judges.client import CallError, Client, FatalError
-from judges.replies import reply_of
+from judges.replies import FilteredError, reply_of
 
 LONGEST_PAUSE_S = 60.0
 GIVE_UP_S = 3600.0  # how long a server may be out of reach while its batch is waited for
@@ -254,10 +254,15 @@ class _Run:
             if key not in second and (refusal is None or refusal.passing):
                 entry.again.append(key)
             else:
-                said = str(refusal) if refusal else f"batch {entry.batch} {status} without its reply"
+                said = self._reason(refusal) if refusal else f"batch {entry.batch} {status} without its reply"
                 entry.failed[key] = self.client.redact(said)[:300]
                 if key in self.wanted:
                     self.failed[key] = entry.failed[key]
+
+    def _reason(self, refusal: Refusal) -> str:
+        """Why a request got no reply, as the client would say it where it matters: a content filter is an outcome."""
+        found = self.desk.refused(refusal) if refusal.status else None
+        return str(found if isinstance(found, FilteredError) else refusal)
 
     def _stop_if_useless(self, entry: Entry, found: Replies, kept: int, said: str) -> None:
         if entry.crowded:

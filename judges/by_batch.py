@@ -21,7 +21,7 @@ from judges.by_server import CACHE, Write, said
 from judges.cache import Cache
 from judges.judge import Judge, key_for
 from judges.protocols import Protocol
-from judges.replies import CallError, FatalError, NotAskedError, Reply
+from judges.replies import FILTERED, CallError, FatalError, NotAskedError, Reply
 from judges.tasks import Outcome, Task, question, settled
 from judges.verdicts import Verdict
 from selectkd_eval.errors import InputError, SetupError
@@ -144,7 +144,8 @@ class _Work:
             if (reply := self.client.stored(key)) is not None:
                 replies.append(reply)
             elif key in self._failed:
-                return Outcome(task, Verdict("failed", self._failed[key]), tuple(replies))
+                why = self._failed[key]
+                return Outcome(task, Verdict("filtered" if why.startswith(FILTERED) else "failed", why), tuple(replies))
             elif reason := self._too_long(request):
                 return Outcome(task, Verdict("failed", reason), tuple(replies), asked=False)
             else:

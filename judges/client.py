@@ -30,6 +30,7 @@ from judges.judge import OPENAI, Judge, checked_url, key_for
 from judges.limits import Limits, StoppedError
 from judges.protocols import Message, Protocol
 from judges.replies import (
+    FILTERED,
     CallError,
     FatalError,
     FilteredError,
@@ -217,7 +218,7 @@ class Client:
         if status == 400 and (_TOO_LONG.search(said) or error.code == "context_length_exceeded"):
             return NotAskedError(f"does not fit into the judge's context: {said}")
         if status == 400 and _FILTERED.search(f"{error.code} {error.type} {said}"):
-            return FilteredError(f"stopped by a content filter: {said}")
+            return FilteredError(f"{FILTERED}: {said}")
         if status == 400 and error.code in _UNSUPPORTED:
             what = self.redact(str(error.param or "a setting"))
             return FatalError(

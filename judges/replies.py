@@ -27,8 +27,13 @@ class NotAskedError(CallError):
     """A request that was not sent, or turned away for its length: it says nothing about the server."""
 
 
+FILTERED = "stopped by a content filter"
+
+
 class FilteredError(CallError):
-    """A request that a content filter turned away: an outcome, which asking again does not change."""
+    """A request that a content filter turned away: an outcome, which asking again does not change. Its message begins
+    with FILTERED.
+    """
 
 
 class FatalError(Exception):

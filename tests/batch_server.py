@@ -141,9 +141,10 @@ class BatchServer:
         """One line of a result file, and whether it belongs into the output."""
         body = request["body"]
         self.bodies.append(body)
-        if trouble.isdigit():
-            error = {"error": {"message": f"no: the key was {key}", "code": "x", "type": "x"}}
-            response = {"status_code": int(trouble), "request_id": "r", "body": error}
+        if trouble.isdigit() or trouble == "filter":
+            code = "content_filter" if trouble == "filter" else "x"
+            error = {"error": {"message": f"no: the key was {key}", "code": code, "type": "x"}}
+            response = {"status_code": 400 if trouble == "filter" else int(trouble), "request_id": "r", "body": error}
             return json.dumps({"custom_id": request["custom_id"], "response": response, "error": None}), False
         said = longer_wins(body)
         if trouble == "no label" and AGAIN not in body["messages"][-1]["content"]:

@@ -191,6 +191,15 @@ def test_a_request_that_the_server_refuses_is_not_asked_again(tmp_path: Path) ->
     assert len(record.failed) == 1 and len(record.good) == N - 1
 
 
+def test_a_question_that_a_content_filter_turns_away_is_filtered_as_by_call(tmp_path: Path) -> None:
+    with batch_serving(lines={0: "filter"}, lasting=True) as server:
+        record = judged(options(tmp_path, server.url), N)
+        assert len(server.batches) == 1
+    assert not record.failed
+    (row,) = (row for row in record.rows if row["verdict"] == "filtered")
+    assert row["reason"].startswith("stopped by a content filter: no: the key was [key]")
+
+
 def test_when_every_request_is_refused_for_good_the_run_stops(tmp_path: Path) -> None:
     with (
         batch_serving(lines=dict.fromkeys(range(N), "404")) as server,
