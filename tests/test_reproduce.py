@@ -123,22 +123,18 @@ def test_table_1_trains_every_method_with_and_without_the_gate() -> None:
 
 def test_table_1_judges_as_the_paper_does() -> None:
     verdicts = of(WinrateOptions, "table1", PAIRS="qwen2")
-    judges = {Path(options.baseline).name: options.judge for options in verdicts}
-    assert judges == {
-        "alpaca_eval.json": "gpt-4o",
-        "evol_inst_eval.json": "gpt-4o",
-        "ultrafeedback_eval.json": "gpt-4o-mini",
-    }
+    judges = {options.baseline: options.judge for options in verdicts}
+    assert judges == {"alpaca-eval": "gpt-4o", "evol-instruct": "gpt-4o", "ultrafeedback": "gpt-4o-mini"}
     written = {
         Path(options.prompts).name: options
         for options in of(AnswerOptions, "table1", PAIRS="qwen2")
         if options.model == "Qwen/Qwen2-7B-Instruct"
     }
     assert written["ultrachat-train.jsonl"].max_new_tokens == 1024
-    assert written["evol_inst_eval.json"].max_new_tokens == 512
+    assert written["evol-instruct"].max_new_tokens == 512
     # What is judged was answered before, by its record.
     records = {Path(options.candidate).name.rsplit("-", 1)[0] for options in verdicts}
-    assert records == {f"answer-{o.name}" for o in of(AnswerOptions, "table1", PAIRS="qwen2") if "eval" in o.name}
+    assert records == {f"answer-{o.name}" for o in of(AnswerOptions, "table1", PAIRS="qwen2") if o.prompts in judges}
 
 
 @pytest.mark.parametrize("settings", [

@@ -148,14 +148,14 @@ distil() {
 # judged MODEL NAME: its answers to the three sets, and their win rates.
 judged() {
   local model=$1 name=$2 set judge
-  for set in alpaca_eval evol_inst_eval ultrafeedback_eval; do
+  for set in alpaca-eval evol-instruct ultrafeedback; do
     judge=$JUDGE
-    [ "$set" != ultrafeedback_eval ] || judge=$JUDGE_ULTRAFEEDBACK
-    selectkd answer --model "$model" --prompts "$DATA/$set.json" --temperature "$ANSWER_TEMPERATURE" \
+    [ "$set" != ultrafeedback ] || judge=$JUDGE_ULTRAFEEDBACK
+    selectkd answer --model "$model" --prompts "$set" --prompt-dir "$DATA" --temperature "$ANSWER_TEMPERATURE" \
       --top-p "$ANSWER_TOP_P" --max-new-tokens "$ANSWER_TOKENS" --batch-size "$CLIENTS" --name "$name-$set" \
       --out "$PLACE/records"
-    selectkd winrate --candidate "$RECORD" --baseline "$DATA/$set.json" --judge "$judge" --protocol "$PROTOCOL" \
-      --concurrency "$CLIENTS" --name "$name-$set" --out "$PLACE/records"
+    selectkd winrate --candidate "$RECORD" --baseline "$set" --prompt-dir "$DATA" --judge "$judge" \
+      --protocol "$PROTOCOL" --concurrency "$CLIENTS" --name "$name-$set" --out "$PLACE/records"
   done
 }
 
