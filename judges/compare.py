@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from selectkd_eval import measures, stats, win_rates
-from selectkd_eval.measures import Terms
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 from selectkd_eval.terminal import aligned, bullets, visible
@@ -44,7 +43,8 @@ def pair(this: Record, other: Record, resamples: int = stats.RESAMPLES) -> Pair:
     a, b = win_rates.win_rate(this), win_rates.win_rate(other)
     delta, _ = measures.delta(a, b, resamples)
     p, test = stats.swap_test(a.num, a.den, b.num, b.den, resamples=resamples)
-    sides = np.sign(_shares(a) - _shares(b))
+    sides = np.sign(np.round(_shares(this) - _shares(other), 9))
+    error = stats.paired_error(a.num, a.den, b.num, b.den, a.merged_strata)
     return Pair(
         name(other),
         a.value,
@@ -54,7 +54,7 @@ def pair(this: Record, other: Record, resamples: int = stats.RESAMPLES) -> Pair:
         int((sides < 0).sum()),
         p,
         test,
-        stats.detectable(stats.paired_error(a.num, a.den, b.num, b.den, a.merged_strata)),
+        stats.detectable(stats.error_of(delta, error)),
     )
 
 
@@ -64,7 +64,7 @@ def differences(this: Record, other: Record) -> list[str]:
 
 
 _SAME: dict[str, Any] = {
-    "judge": lambda facts: [facts["judge"].get(what) for what in ("name", "base_url", "tie_band")],
+    "judge": lambda facts: [_original(facts["judge"]).get(what) for what in ("name", "base_url", "tie_band")],
     "protocol": lambda facts: facts["protocol"].get("sha256") or facts["protocol"].get("name"),
     "baseline": lambda facts: facts["baseline"].get("fingerprint") or facts["baseline"].get("name"),
 }
@@ -96,8 +96,19 @@ def name(record: Record) -> str:
     return f"{card.get('method') or card.get('name')}" + (f" (seed {seed})" if seed is not None else "")
 
 
-def _shares(terms: Terms) -> Any:
-    """The share of wins per prompt, one half where nothing was decided."""
+def _original(judge: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who judged: a record that is read from a file of judgements keeps what the first one said of its judge."""
+    return judge.get("original") or judge
+
+
+def _shares(record: Record) -> Any:
+    """The share of wins per prompt, one half where nothing was decided.
+
+    Every verdict counts alike: the weights that make up for verdicts missing in one order belong to the whole rate,
+    and would make a prompt that went the same way in two records differ.
+    """
+    rule = win_rates.tie_rule(record)
+    terms = win_rates.win_rate_terms(record.rows, "half" if rule == "half-per-order" else rule)
     return np.divide(terms.num, terms.den, out=np.full(len(terms.num), 0.5), where=terms.den > 0)
 
 
@@ -109,14 +120,13 @@ def _table(pairs: Sequence[Pair]) -> list[str]:
         table.append(
             [
                 visible(found.other),
-                f"{100 * found.a:.2f}",
-                f"{100 * found.b:.2f}",
-                f"{delta.value:+.2f}",
-                f"[{delta.low:+.2f}, {delta.high:+.2f}]",
+                *(_number(100 * rate) for rate in (found.a, found.b)),
+                _number(delta.value, "+.2f"),
+                "–" if math.isnan(delta.low) else f"[{delta.low:+.2f}, {delta.high:+.2f}]",
                 *map(str, (delta.n, found.better, found.worse)),
                 _p(found.p),
                 _p(p),
-                f"{100 * found.settles:.1f}",
+                _number(100 * found.settles, ".1f"),
             ]
         )
     return aligned(table)
@@ -132,10 +142,17 @@ def _words(pairs: Sequence[Pair]) -> Iterator[str]:
         "(80 % power, 5 % two-sided)"
     )
     for found, p in zip(pairs, stats.holm([one.p for one in pairs]), strict=True):
+        if math.isnan(p):
+            yield f"{found.other}: nothing was decided on one side at least"
+            continue
         verdict = "not told apart"
         if p < 0.05:
             verdict = f"this one wins {'more' if found.delta.value > 0 else 'less'}"
         yield f"{found.other}: {verdict} (Holm-adjusted p {_p(p)})"
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return "–" if math.isnan(value) else format(round(value, 9) + 0.0, form)  # no -0.00
 
 
 def _p(value: float) -> str:

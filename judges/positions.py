@@ -106,7 +106,7 @@ def _difference(first: Terms, second: Terms, shared: int, how: Resampling) -> Es
     if any(stats.at_the_edge(*side) for side in sides):
         return _by_limits(first, second, n)
     found, _ = stats.paired_delta(
-        first.num, first.den, second.num, second.den, strata=first.strata, resamples=how.resamples, seed=how.seed
+        first.num, first.den, second.num, second.den, strata=first.merged_strata, resamples=how.resamples, seed=how.seed
     )
     design = (
         "paired by prompt" if shared == n else "other prompts in the other order" if not shared else "partly paired"
@@ -166,7 +166,8 @@ def lines(found: Positions) -> list[str]:
         f"shown second {wording.share(found.second)} (n {found.second.n:,})",
     )
     out += wording.line("", f"first minus second {wording.points(found.difference)}: {in_words(found)}")
-    out += wording.line("", f"the answer shown first won {wording.share(found.preference)} of the decided verdicts")
+    if found.first.n and found.second.n:
+        out += wording.line("", f"the answer shown first won {wording.share(found.preference)} of the decided verdicts")
     if found.both is not None:
         out += _both_lines(found.both)
     return out

@@ -8,7 +8,7 @@ what so many prompts can settle, and the judge's habits: position, length, agree
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,18 +51,14 @@ def _name(card: Mapping[str, Any], side: str) -> str:
 def _interval(record: Record, terms: Terms, estimate: Estimate, resamples: int) -> Iterator[str]:
     """How sure the rate is, by every honest account of it."""
     rule = win_rates.tie_rule(record)
-    strata = f", {len(set(terms.merged_strata))} tasks as strata" if terms.strata else ""
+    strata = f", {_strata(terms)}" if terms.strata else ""
     yield from line(
         "interval", f"95 %, {estimate.method}, prompts as clusters{strata}; {_bca(terms, estimate, resamples)}"
     )
-    other = "half" if rule == "excluded" else "excluded"
-    # A judge's probability has no ties; with the words alone, the other rule can be told.
-    rows = [{**row, "preference": None} for row in record.rows] if other == "excluded" else record.rows
-    told = win_rates.win_rate_terms(rows, other)
-    yield from line("other rule", f"{share(told.estimate(resamples))} where {win_rates.TIES[other]}")
+    yield from line("other rule", _other_rule(record, rule, resamples))
     yield from _seeds(record, rule, resamples)
     if not math.isnan(estimate.value):
-        error = stats.standard_error(terms.num, terms.den, terms.merged_strata)
+        error = stats.error_of(estimate, stats.standard_error(terms.num, terms.den, terms.merged_strata))
         yield from line(
             "settles",
             f"{100 * stats.detectable(math.sqrt(2) * error):.1f} points to another model's rate on these prompts, were "
@@ -72,26 +68,57 @@ def _interval(record: Record, terms: Terms, estimate: Estimate, resamples: int) 
             yield from line("warning", warning)
 
 
+def _strata(terms: Terms) -> str:
+    """How many tasks keep their number of prompts: small ones keep theirs together."""
+    tasks, strata = len(set(terms.strata or ())), len(set(terms.merged_strata))
+    return f"{tasks} tasks as strata" if strata == tasks else f"{tasks} tasks, small ones together, {strata} strata"
+
+
+def _other_rule(record: Record, rule: str, resamples: int) -> str:
+    """The rate under the other way to count ties, and what else that leaves out."""
+    if rule == "excluded":
+        return (
+            f"{share(win_rates.win_rate_terms(record.rows, 'half').estimate(resamples))} where {win_rates.TIES['half']}"
+        )
+    # A judge's probability has no ties; with the words alone, the other rule can be told.
+    told = win_rates.win_rate_terms(({**row, "preference": None} for row in record.rows), "excluded")
+    alone = ", every verdict by itself" if rule in ("half-per-order", "agreement") else ""
+    words = ", by words alone" if any(row.get("preference") is not None for row in record.rows) else ""
+    return f"{share(told.estimate(resamples))} where {win_rates.TIES['excluded']}{alone}{words}"
+
+
 def _bca(terms: Terms, estimate: Estimate, resamples: int) -> str:
     if estimate.method.startswith("Wilson") or math.isnan(estimate.value):
-        return "too few on one side to resample"
+        return "too few prompts differ to resample"
     found = terms.estimate(resamples, method="bca").scaled(100)
     return f"BCa [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _seeds(record: Record, rule: str, resamples: int) -> list[str]:
-    """Several answers to every prompt: the rate of each seed, and the interval that would also cover another one."""
+    """Several answers to every prompt: the rate of each seed, and the interval that would also cover another one.
+
+    Prompts that lack an answer of some seed are not crossed: a seed that has few prompts would stand for all of them.
+    """
     apart = win_rates.by_seed(record.rows, rule)
     if len(apart) < 2:
         return []
-    crossed = measures.crossed(list(apart.values()), resamples)
-    values = ", ".join(f"{100 * part.value:.2f}" for part in apart.values())
-    spread = float(np.std([100 * part.value for part in apart.values()], ddof=1))
-    return line(
-        "seeds",
-        f"{len(apart)} answers to every prompt ({values}; sd {spread:.2f}); crossed with prompts, the conservative "
-        f"interval: {share(crossed)}",
-    )
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for row in record.rows:
+        seeds[row["prompt"]].add(int(row.get("seed") or 0))
+    full = {prompt for prompt, own in seeds.items() if len(own) == len(apart)}
+    values = ", ".join("–" if math.isnan(part.value) else f"{100 * part.value:.2f}" for part in apart.values())
+    if len(full) == len(seeds):
+        spread = float(np.std([100 * part.value for part in apart.values()], ddof=1))
+        sd = "" if math.isnan(spread) else f"; sd {spread:.2f}"
+        text, where = f"{len(apart)} answers to every prompt ({values}{sd})", ""
+    else:
+        text = f"{len(apart)} answers to {len(full):,} of {some(len(seeds), 'prompt')}, fewer to the others ({values})"
+        where = f" on these {len(full):,}"
+    if where and len(full) < stats.RARE:
+        return line("seeds", f"{text}; too few to cross seeds with prompts")
+    parts = win_rates.by_seed([row for row in record.rows if row["prompt"] in full], rule)
+    crossed = share(measures.crossed(list(parts.values()), resamples))
+    return line("seeds", f"{text}; crossed with prompts{where}, the conservative interval: {crossed}")
 
 
 def _judge(record: Record) -> Iterator[str]:
@@ -122,8 +149,8 @@ def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[s
     prompts = len({row["prompt"] for row in record.rows})
     yield from line(
         "denominator",
-        f"{terms.den.sum():g} counted on {some(estimate.n, 'prompt')}, from {some(len(record.rows), 'judgement')} on "
-        f"{some(prompts, 'prompt')}",
+        f"{terms.den.sum():,.12g} counted on {some(estimate.n, 'prompt')}, from "
+        f"{some(len(record.rows), 'judgement')} on {some(prompts, 'prompt')}",
     )
     if repeated := record.facts["baseline"].get("repeated_prompts"):
         yield from line("repeated", f"{repeated} entries of the baseline repeat a prompt: its first answer is judged")
@@ -137,15 +164,24 @@ def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[s
     if missing:
         low, high = (f"{100 * bound:.2f} %" for bound in win_rates.win_rate_bounds(record))
         yield from line("bounds", f"{low} if all {missing:,} without a verdict were lost, {high} if all were won")
+    if win_rates.tie_rule(record) == "half-per-order" and (order := _unread_order(record)):
+        yield from line("warning", f"not one verdict {order}: the rate is that of the other order alone")
     if record.failed and record.facts["judge"]["kind"] != "replay":
         yield from line("again", f"{len(record.failed):,} failed: the same command tries them again")
+
+
+def _unread_order(record: Record) -> str:
+    """The shown order without any verdict, where the other has one; empty when both or neither have."""
+    read = {row["order"] for row in record.rows if not win_rates.undecided(row)}
+    lacking = {row["order"] for row in record.rows} - read
+    return lacking.pop() if read and lacking else ""
 
 
 def _tasks(record: Record, resamples: int) -> Iterator[str]:
     """The rate of every data set, where the record covers several."""
     rule, tasks = win_rates.tie_rule(record), sorted({str(row.get("task") or "") for row in record.rows})
     for task in tasks if len(tasks) > 1 else ():
-        found = win_rates.win_rate_terms([row for row in record.rows if row.get("task") == task], rule)
+        found = win_rates.win_rate_terms([row for row in record.rows if (row.get("task") or "") == task], rule)
         estimate = found.estimate(resamples)
         yield from line("task", f"{task}: {share(estimate)} (n {estimate.n:,})")
 

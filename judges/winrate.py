@@ -211,5 +211,6 @@ def _agreement(record: Record, others: Raters, how: Resampling) -> list[str]:
     if len(by_rater) > 1:
         majority = ratings.majority(by_rater)
         against = agreement.classification(mine, majority, "tie", how)
-        out += agreement.classification_lines(against, own, f"the majority of {len(by_rater)}")
+        reference = f"the majority of {len(by_rater)}, and a reply without a verdict counts as a tie"
+        out += agreement.classification_lines(against, own, reference)
     return out + agreement.lines(agreement.agreement(ratings.ratings({own: mine, **by_rater}), how))

@@ -37,6 +37,7 @@ __all__ = [
     "detectable",
     "disagreement",
     "edge",
+    "error_of",
     "holm",
     "mean_of_ratios",
     "mean_swap_test",
@@ -269,6 +270,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if k == 1:
         return c / n
     return 1.0 if n - c < k else float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def error_of(estimate: Estimate, error: float) -> float:
+    """A standard error that is not 0 where nearly all prompts agree: `error`, or what Wilson's limits amount to."""
+    return estimate.half_width / Z if estimate.method.startswith("Wilson") else error
 
 
 def disagreement(estimate: Estimate, error: float) -> str:
