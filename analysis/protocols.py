@@ -44,7 +44,7 @@ def under(library: Library, protocol: Protocol) -> Library:
 def one_protocol(library: Library, wanted: str) -> Library:
     """The library under the protocol of this name or hash; without a name, an InputError when there are several."""
     found = protocols(library)
-    matching = [one for one in found if not wanted or one.name == wanted or (one.sha256 and wanted in str(one))]
+    matching = [one for one in found if not wanted or wanted in (one.name, str(one)) or one.sha256.startswith(wanted)]
     if found and not matching:
         raise InputError(f"no win rate follows the protocol {wanted!r}: there are {', '.join(map(str, found))}")
     if len(matching) > 1:

@@ -202,8 +202,8 @@ def _sample(*grids: Grid) -> str:
     trained = f" {' or '.join(map(str, sorted(seeds)))} training seed{plural} per student, pooled." if seeds else ""
     return (
         f"{'; '.join(sizes)}.{trained} Brackets: 95 % interval, percentile bootstrap over prompts with all seeds of "
-        f"a prompt together, {grids[0].resamples:,} resamples (Wilson's where fewer than {stats.RARE} succeed, or "
-        "fail); it holds for the students trained."
+        f"a prompt together, {grids[0].resamples:,} resamples (Wilson's where fewer than {stats.RARE} succeed, "
+        "fail or differ from the rest); it holds for the students trained."
     )
 
 

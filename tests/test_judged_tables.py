@@ -56,8 +56,11 @@ def test_the_page_has_one_table_for_each_protocol(mixed: Path) -> None:
 def test_a_protocol_is_named_by_its_hash_where_names_are_alike(mixed: Path) -> None:
     found = protocols(library(mixed))
     assert [one.name for one in found] == ["distillm2", "selectkd"]
-    chosen = one_protocol(library(mixed), found[0].sha256[:10])
-    assert {record.facts["protocol"]["sha256"] for record in chosen.of("winrate")} == {found[0].sha256}
+    for digits in (10, 12, len(found[0].sha256)):
+        chosen = one_protocol(library(mixed), found[0].sha256[:digits])
+        assert {record.facts["protocol"]["sha256"] for record in chosen.of("winrate")} == {found[0].sha256}
+    with pytest.raises(InputError, match="no win rate follows"):
+        one_protocol(library(mixed), "istillm")
     assert len(under(library(mixed), found[1]).of("winrate")) == 4
 
 
