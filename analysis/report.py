@@ -70,8 +70,8 @@ METHODS: tuple[tuple[str, str, str], ...] = (
 )
 INTERVALS = (
     "Intervals are 95 % percentile bootstraps that resample prompts with all seeds, samples and orders of a prompt "
-    f"together (Wilson's where fewer than {stats.RARE} prompts succeed, fail or differ). Differences are paired by prompt. "
-    "They hold for the students that were trained; the spread over training seeds is shown beside them."
+    f"together (Wilson's where fewer than {stats.RARE} prompts succeed, fail or differ). Differences are paired by "
+    "prompt. They hold for the students that were trained; the spread over training seeds is shown beside them."
 )
 
 

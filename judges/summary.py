@@ -163,7 +163,7 @@ def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[s
     missing = sum(n for word, n in counts.items() if word not in win_rates.DECIDED)
     if missing:
         low, high = (f"{100 * bound:.2f} %" for bound in win_rates.win_rate_bounds(record))
-        yield from line("bounds", f"{low} if all {missing:,} without a verdict were lost, {high} if all were won")
+        yield from line("bounds", f"{low} if the {missing:,} without a verdict were lost, {high} if won")
     if win_rates.tie_rule(record) == "half-per-order" and (order := _unread_order(record)):
         yield from line("warning", f"not one verdict {order}: the rate is that of the other order alone")
     if record.failed and record.facts["judge"]["kind"] != "replay":

@@ -101,7 +101,7 @@ def test_an_unreadable_reply_is_asked_about_once_more_and_then_counted(
     assert win_rates.verdict_counts(record.rows)["unreadable"] == 1
     low, high = win_rates.win_rate_bounds(record)
     assert high - low == pytest.approx(1 / N)
-    assert f"bounds       {low * 100:.2f} % if all 1 without" in capsys.readouterr().out
+    assert f"bounds       {low * 100:.2f} % if the 1 without" in capsys.readouterr().out
 
 
 def test_a_failed_call_is_not_an_answer_and_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,4 +340,4 @@ def test_prompts_without_an_answer_are_refused_or_stand_as_failed(
         assert found.read_bytes() == before
     out = capsys.readouterr().out
     assert "1 failed" in out and "1 the candidate has no answer: too long" in out
-    assert "if all 1 without a verdict were lost" in out and "tries them again" not in out
+    assert "if the 1 without a verdict were lost" in out and "tries them again" not in out
