@@ -200,6 +200,3 @@ def across(tables: Sequence[Printed]) -> list[Section]:
             sentences.append(f"{label}, {column}: {words}.")
     count = len(shared) - len(sentences)
     return [Section("Across tables", (), (f"{count} of {len(shared)} shared numbers are equal.", *sentences[:MOST]))]
-
-
-__all__ = ["across", "ceiling", "claimed", "power", "repeats"]

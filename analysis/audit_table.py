@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -52,7 +52,7 @@ class Printed:
     """A table as it was printed.
 
     `columns` are results, averages among them; `deltas` maps a column of differences to the results it is about;
-    `digits` counts the decimals of a column; `settings` are numbers that are no results.
+    `digits` counts the decimals of a column.
     """
 
     path: Path
@@ -61,7 +61,6 @@ class Printed:
     averages: tuple[str, ...]
     deltas: Mapping[str, str]
     digits: Mapping[str, int]
-    settings: tuple[str, ...] = ()
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -136,7 +135,7 @@ def read_csv(path: Path, digits: int | None = None) -> Printed:
             label = ", ".join(filter(None, key[:2]))
             raise InputError(f"{path}, line {number}: {label} has {twice[0]} a second time: keep one of the two rows")
         held.update(here)
-    return _printed(path, cells, settings, digits)
+    return _printed(path, cells, digits)
 
 
 def _records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -186,12 +185,7 @@ def _cleaned(cell: str) -> str | None:
     return text if _NUMBER.fullmatch(text) else None
 
 
-def _printed(
-    path: Path,
-    cells: Mapping[tuple[str, str, str, str], Mapping[str, str]],
-    settings: Iterable[str],
-    digits: int | None,
-) -> Printed:
+def _printed(path: Path, cells: Mapping[tuple[str, str, str, str], Mapping[str, str]], digits: int | None) -> Printed:
     """The table from its cells' texts."""
     names = list(dict.fromkeys(column for held in cells.values() for column in held))
     places: dict[str, int] = {}
@@ -224,7 +218,6 @@ def _printed(
         tuple(name for name in results if _AVERAGE.match(name.lower())),
         deltas,
         {name: places[name] if digits is None else digits for name in names},
-        tuple(settings),
     )
 
 

@@ -54,22 +54,22 @@ class Grid:
 
     def seeds(self, column: Column, method: Method) -> tuple[tuple[int | None, float], ...]:
         """(training seed, value) of every student, by seed."""
-        found = self.found.get((column, method), [])
-        by_seed: dict[int | None, list[Terms]] = defaultdict(list)
-        for measurement in found:
-            by_seed[measurement.seed].append(measurement.terms)
-        order = sorted(by_seed, key=lambda seed: (seed is None, seed or 0))
-        return tuple((seed, measures.pool(by_seed[seed]).value) for seed in order)
+        return tuple((seed, terms.value) for seed, terms in self._by_seed(column, method).items())
 
     def crossed(self, column: Column, method: Method) -> Estimate | None:
         """The interval that resamples training seeds as well as prompts; None where there is one seed."""
-        by_seed: dict[int | None, list[Terms]] = defaultdict(list)
-        for measurement in self.found.get((column, method), []):
-            by_seed[measurement.seed].append(measurement.terms)
-        parts = [measures.pool(terms) for terms in by_seed.values()]
+        parts = list(self._by_seed(column, method).values())
         if len(parts) < 2 or len({part.prompts for part in parts}) > 1:
             return None
         return measures.crossed(parts, self.resamples)
+
+    def _by_seed(self, column: Column, method: Method) -> dict[int | None, Terms]:
+        """Every student of a method apart, by training seed."""
+        found: dict[int | None, list[Terms]] = defaultdict(list)
+        for measurement in self.found.get((column, method), []):
+            found[measurement.seed].append(measurement.terms)
+        order = sorted(found, key=lambda seed: (seed is None, seed or 0))
+        return {seed: measures.pool(found[seed]) for seed in order}
 
     def sources(self, column: Column, method: Method) -> tuple[str, ...]:
         """File names of the records behind a number."""

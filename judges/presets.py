@@ -22,8 +22,6 @@ from selectkd_eval.verbs import WinrateOptions
 _OPENAI_NAMES = ("gpt-", "chatgpt-", "o1", "o3", "o4")
 THINKING_REPLY = 8192  # tokens: what is thought before the answer counts
 _THINKS = ("gpt-5", "o1", "o3", "o4")  # these fix the temperature and name the length limit otherwise
-
-
 _OPENAI_NOTE = "2026-11, from copies of OpenAI's pages; limits are those of usage tier 1"
 
 PRESETS: dict[str, Judge] = {

@@ -115,11 +115,6 @@ class Protocol:
     reader: Literal["label", "ranking", "first-token-probability"] = "label"
 
     @property
-    def needs_logprobs(self) -> bool:
-        """Whether only a judge that gives the probabilities of its tokens can be asked."""
-        return self.reader == "first-token-probability"
-
-    @property
     def sha256(self) -> str:
         """Digest of prompt text, decoding, order, ties, labels and reader; name and source are not part of it."""
         parts = {key: value for key, value in self._fields().items() if key not in ("name", "source")}

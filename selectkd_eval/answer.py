@@ -69,7 +69,7 @@ def run(options: AnswerOptions) -> int:
     with open_record("answer", options, inputs=inputs, facts=facts) as record:
         # A finished record with failures in it is gone through again: only its failed prompts are asked.
         pending = [question for question in questions if question.key not in record.done]
-        failed = _ask(source, pending, options, record, total=len(questions))
+        failed = _ask(source, pending, record, total=len(questions))
         rows = [record.done[question.key] for question in questions if question.key in record.done]
         if rows:
             record.finish()
@@ -78,7 +78,7 @@ def run(options: AnswerOptions) -> int:
     return 1 if failed else 0
 
 
-def _ask(source: _Local | _Server, pending: list[Question], options: AnswerOptions, record: Writer, total: int) -> int:
+def _ask(source: _Local | _Server, pending: list[Question], record: Writer, total: int) -> int:
     """Write a row per reply as it comes; returns how many are errors."""
     failed = 0
     with tqdm(total=total, initial=total - len(pending), desc="answer", unit="answer", file=sys.stderr) as bar:
