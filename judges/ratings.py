@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.measures import Row
+from selectkd_eval.win_rates import DECIDED
 
-WORDS = ("candidate", "baseline", "tie")
-K = len(WORDS)
+K = len(DECIDED)
 MISSING = -1
 _WITHOUT_LABEL = ("unreadable", "truncated", "filtered")  # replies without a verdict; a failed call is no reply
 
@@ -27,7 +27,7 @@ Unit = tuple[Any, ...]  # prompt, seed, repeat, and the shown order where it tel
 
 @dataclass(frozen=True)
 class Ratings:
-    """Verdicts of R raters on U comparisons: `codes` (U, R) indexes WORDS, MISSING where a rater gave none."""
+    """Verdicts of R raters on U comparisons: `codes` (U, R) indexes DECIDED, MISSING where a rater gave none."""
 
     raters: tuple[str, ...]
     units: tuple[Unit, ...]
@@ -111,7 +111,7 @@ def majority(by_rater: Mapping[str, Iterable[Row]]) -> list[Row]:
                     "seed": seed,
                     "sample": sample,
                     **({"order": order[0]} if order else {}),
-                    "verdict": WORDS[int(counts.argmax())],
+                    "verdict": DECIDED[int(counts.argmax())],
                 }
             )
     return rows
@@ -126,4 +126,4 @@ def _code(row: Row, unread_as: str) -> int:
     word = "" if "error" in row else str(row["verdict"])
     if unread_as and word in _WITHOUT_LABEL:
         word = unread_as
-    return WORDS.index(word) if word in WORDS else MISSING
+    return DECIDED.index(word) if word in DECIDED else MISSING

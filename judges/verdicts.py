@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from typing import Protocol as Shape
 
 from judges.marks import LABEL, RANKED, folded
 from judges.protocols import Order, Position, Protocol
-from selectkd_eval import win_rates
+from judges.replies import FILTERED, Reply
+from selectkd_eval.reasoning import TAGS
 
 Word = Literal["candidate", "baseline", "tie", "unreadable", "truncated", "filtered", "failed"]
 
-WORDS: tuple[str, ...] = win_rates.VERDICTS
-
-_TAGS = r"think|thinking|thought|reasoning"
 _REASONING = re.compile(
-    rf"<({_TAGS})>.*?(?:</\1>|\Z)|\u25c1think\u25b7.*?(?:\u25c1/think\u25b7|\Z)", re.IGNORECASE | re.DOTALL
+    rf"<({TAGS})>.*?(?:</\1>|\Z)|\u25c1think\u25b7.*?(?:\u25c1/think\u25b7|\Z)", re.IGNORECASE | re.DOTALL
 )
-_REASONING_END = re.compile(rf"\A.*(?:</(?:{_TAGS})>|\u25c1/think\u25b7)", re.IGNORECASE | re.DOTALL)
+_REASONING_END = re.compile(rf"\A.*(?:</(?:{TAGS})>|\u25c1/think\u25b7)", re.IGNORECASE | re.DOTALL)
 _ENTRY = re.compile(r"\{[^{}]*\}")
 _RANK = re.compile(r"""(["'])rank\1\s*:\s*(["']?)([0-9]+)\2\s*[,}]""")
 
@@ -48,27 +45,16 @@ class Verdict:
     preference: float | None = None
 
 
-class Said(Shape):
-    """A judge's reply. `logprobs` lists, for the first tokens, the log-probability of each token that was likely."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def finish_reason(self) -> str | None: ...
-    @property
-    def logprobs(self) -> Sequence[Mapping[str, float]] | None: ...
-
-
 _CUT_OFF: dict[str, Verdict] = {
     "length": Verdict("truncated", "cut by the token limit"),
     "max_tokens": Verdict("truncated", "cut by the token limit"),
     "insufficient_system_resource": Verdict("truncated", "the server ran out of resources"),  # DeepSeek's word
-    "content_filter": Verdict("filtered", "stopped by a content filter"),
-    "sensitive": Verdict("filtered", "stopped by a content filter"),
+    "content_filter": Verdict("filtered", FILTERED),
+    "sensitive": Verdict("filtered", FILTERED),
 }
 
 
-def verdict_in(said: Said, protocol: Protocol, order: Order) -> Verdict:
+def verdict_in(said: Reply, protocol: Protocol, order: Order) -> Verdict:
     """The verdict in a reply, by the protocol's reader, with positions turned back into candidate and baseline."""
     if protocol.reader == "first-token-probability":
         return _by_first_token(said, protocol.labels, order)
@@ -155,7 +141,7 @@ _FINDERS: dict[str, Callable[[str, Mapping[str, Position]], Position | Verdict]]
 }
 
 
-def _by_first_token(said: Said, labels: Mapping[str, Position], order: Order) -> Verdict:
+def _by_first_token(said: Reply, labels: Mapping[str, Position], order: Order) -> Verdict:
     # The one token that is asked for always ends at its limit; only a filter is an end of another kind.
     cut = _CUT_OFF.get(said.finish_reason or "")
     if cut and cut.word == "filtered":

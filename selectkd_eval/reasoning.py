@@ -10,11 +10,11 @@ import re
 from typing import NamedTuple
 
 FACT = "a <think> block at the head of a text is kept as `reasoning`, and is no part of the answer"
-_TAGS = "think|thinking|thought|reasoning"
-_OPEN = re.compile(rf"\s*<({_TAGS})>", re.IGNORECASE)
-_CLOSE = re.compile(rf"</({_TAGS})>", re.IGNORECASE)
-_ANY_OPEN = re.compile(rf"<({_TAGS})>", re.IGNORECASE)
-_OPENED = re.compile(rf"<({_TAGS})>\s*\Z", re.IGNORECASE)
+TAGS = "think|thinking|thought|reasoning"
+_OPEN = re.compile(rf"\s*<({TAGS})>", re.IGNORECASE)
+_CLOSE = re.compile(rf"</({TAGS})>", re.IGNORECASE)
+_ANY_OPEN = re.compile(rf"<({TAGS})>", re.IGNORECASE)
+_OPENED = re.compile(rf"<({TAGS})>\s*\Z", re.IGNORECASE)
 
 
 class Parts(NamedTuple):

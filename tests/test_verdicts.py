@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from judges.protocols import BOTH_ORDERS, PROTOCOLS, Protocol
-from judges.verdicts import WORDS, first_share, ranking, read, strip_reasoning, verdict_in, without_judge
+from judges.replies import Reply
+from judges.verdicts import Word, first_share, ranking, read, strip_reasoning, verdict_in, without_judge
+from selectkd_eval.win_rates import VERDICTS
 
 LABELS = PROTOCOLS["selectkd"].labels
 RANKING, TOKEN = PROTOCOLS["alpacaeval1"], PROTOCOLS["alpacaeval2"]
@@ -20,13 +21,9 @@ FIRST = "{'model': 'model_1', 'rank': 1}"
 SECOND = "{'model': 'model_2', 'rank': 2}"
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a judge said, as the client hands it on."""
-
-    text: str = ""
-    finish_reason: str | None = "stop"
-    logprobs: Sequence[Mapping[str, float]] | None = None
+def said(text: str, finish: str | None = "stop", logprobs: list[dict[str, float]] | None = None) -> Reply:
+    """A reply, as the client hands it on."""
+    return Reply(text, finish, logprobs=logprobs)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +86,8 @@ finishes = st.sampled_from(["stop", "length", "content_filter", None, "tool_call
 
 @given(replies, finishes, st.sampled_from(list(PROTOCOLS.values())))
 def test_any_reply_gives_a_word_and_swapping_sides_mirrors_it(text: str, finish: str | None, item: Protocol) -> None:
-    one, two = (verdict_in(Reply(text, finish), item, order) for order in BOTH_ORDERS)
-    assert one.word in WORDS and two.word == MIRROR.get(one.word, one.word)
+    one, two = (verdict_in(said(text, finish), item, order) for order in BOTH_ORDERS)
+    assert one.word in VERDICTS and two.word == MIRROR.get(one.word, one.word)
     assert bool(one.reason) == (one.word not in ("candidate", "baseline", "tie"))
 
 
@@ -133,8 +130,8 @@ def test_what_is_thought_does_not_count(thought: str) -> None:
     ],
 )
 def test_a_ranking_must_rank_both_answers(text: str, word: str) -> None:
-    assert verdict_in(Reply(text), RANKING, "candidate-first").word == word
-    assert verdict_in(Reply(text), RANKING, "baseline-first").word == MIRROR.get(word, word)
+    assert verdict_in(said(text), RANKING, "candidate-first").word == word
+    assert verdict_in(said(text), RANKING, "baseline-first").word == MIRROR.get(word, word)
 
 
 def test_nothing_in_a_ranking_is_evaluated() -> None:
@@ -143,27 +140,27 @@ def test_nothing_in_a_ranking_is_evaluated() -> None:
 
 
 def test_the_first_tokens_probability_is_the_preference() -> None:
-    said = Reply("M", "length", [{"m": math.log(0.2), "M": math.log(0.6), "The": math.log(0.2)}])
-    first, second = (verdict_in(said, TOKEN, order) for order in BOTH_ORDERS)
+    reply = said("M", "length", [{"m": math.log(0.2), "M": math.log(0.6), "The": math.log(0.2)}])
+    first, second = (verdict_in(reply, TOKEN, order) for order in BOTH_ORDERS)
     # 0.2 / (0.2 + 0.6): the answer shown first, called m, is better with probability 1/4.
     assert first.word == "baseline" and first.preference == pytest.approx(0.25)
     assert second.word == "candidate" and second.preference == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(
-    ("said", "word"),
+    ("reply", "word"),
     [
-        (Reply("m", "length"), "unreadable"),
-        (Reply("m", "length", []), "unreadable"),
-        (Reply("The", "length", [{"The": -0.1}]), "unreadable"),
-        (Reply("", "content_filter", [{"m": -0.1}]), "filtered"),
-        (Reply("m", "length", [{"m": -0.1}]), "candidate"),
-        (Reply("m", "length", [{"m": -1.0, "M": -1.0}]), "tie"),
-        (Reply("M", "length", [{"m": -5000.0, "M": 0.0}]), "baseline"),
+        (said("m", "length"), "unreadable"),
+        (said("m", "length", []), "unreadable"),
+        (said("The", "length", [{"The": -0.1}]), "unreadable"),
+        (said("", "content_filter", [{"m": -0.1}]), "filtered"),
+        (said("m", "length", [{"m": -0.1}]), "candidate"),
+        (said("m", "length", [{"m": -1.0, "M": -1.0}]), "tie"),
+        (said("M", "length", [{"m": -5000.0, "M": 0.0}]), "baseline"),
     ],
 )
-def test_a_judge_of_probabilities_is_read_by_them_alone(said: Reply, word: str) -> None:
-    verdict = verdict_in(said, TOKEN, "candidate-first")
+def test_a_judge_of_probabilities_is_read_by_them_alone(reply: Reply, word: str) -> None:
+    verdict = verdict_in(reply, TOKEN, "candidate-first")
     assert verdict.word == word and (verdict.preference is None) == (word in ("unreadable", "filtered"))
 
 
@@ -184,3 +181,7 @@ def test_identical_answers_tie_and_an_empty_answer_loses(candidate: str, baselin
 
 def test_two_different_answers_need_a_judge() -> None:
     assert without_judge("a", "b") is None
+
+
+def test_the_words_of_a_reader_are_those_that_a_win_rate_knows() -> None:
+    assert get_args(Word) == VERDICTS
