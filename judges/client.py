@@ -183,11 +183,12 @@ class Client:
             self._adopt(response.headers)
             try:
                 reply = self.reply_of(json.loads(response.content))
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError):
                 malformed += 1
                 if malformed == MALFORMED_TRIES:
-                    what = f"{type(error).__name__}: {self.redact(str(error))}"[:200]
-                    raise CallError(f"the server's reply is no chat completion ({what})") from None
+                    # Some servers say what is wrong in a reply that is none, and proxies have pages of their own.
+                    came = " ".join(self.redact(response.content.decode("utf-8", "replace")).split())[:200]
+                    raise CallError(f"the server's reply is no chat completion, but {came!r}") from None
                 continue
             self.limits.went_well()
             self.limits.spent(estimated, reply.usage.get("total_tokens", estimated))

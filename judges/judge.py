@@ -148,7 +148,7 @@ def key_for(base_url: str, variable: str, environment: Mapping[str, str]) -> str
 
 
 def checked_url(base_url: str, where: str = "--base-url") -> str:
-    """A base URL without a trailing slash; refused when it is none, or when it carries a secret."""
+    """A base URL without a trailing slash or the endpoint behind it; refused when it is none, or carries a secret."""
     if not base_url:
         return ""
     try:
@@ -163,4 +163,5 @@ def checked_url(base_url: str, where: str = "--base-url") -> str:
             f"{where} holds a user name, a password or a query, which would end up in the record: "
             f"give the plain address and put the key into the environment"
         )
-    return base_url.rstrip("/")
+    # Pages show the whole address of a request; what answers there is asked for by the part before.
+    return base_url.rstrip("/").removesuffix("/chat/completions").rstrip("/")

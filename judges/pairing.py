@@ -7,6 +7,7 @@ denominator. Several answers per prompt (seeds) are compared seed by seed.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,15 @@ def newest_record(directory: Path) -> str:
             f"there is no finished answer record in {directory}{also} to judge: "
             f"selectkd-eval answer --model MODEL --prompts PROMPTS --out {directory} makes one"
         )
-    return str(max(finished, key=lambda record: (record.path.stat().st_mtime_ns, record.path.name)).path)
+    newest = max(finished, key=lambda record: (record.path.stat().st_mtime_ns, record.path.name))
+    if len(finished) > 1:
+        what = f"{newest.facts['model']['name']} on {newest.facts['prompts']['name']}"
+        print(
+            f"judging {newest.path}, the newest of {len(finished)} finished answer records ({what}); "
+            f"--candidate names another",
+            file=sys.stderr,
+        )
+    return str(newest.path)
 
 
 def join(candidate: Answers, baseline: Answers, limit: int | None = None) -> list[Comparison]:

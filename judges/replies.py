@@ -112,7 +112,7 @@ def _likely(token: Mapping[str, Any], redact: Redaction) -> dict[str, float]:
 
 def _usage(said: Mapping[str, Any]) -> dict[str, int]:
     """The counts of a reply, with the cached and the thinking tokens wherever the server puts them."""
-    usage = {name: n for name, n in said.items() if isinstance(n, int) and not isinstance(n, bool)}
+    usage = {name: n for name, n in said.items() if _is_count(n)}
     prompt, completion = (said.get(f"{side}_tokens_details") or {} for side in ("prompt", "completion"))
     hit = usage.pop("prompt_cache_hit_tokens", None)  # DeepSeek's word
     usage.pop("prompt_cache_miss_tokens", None)
@@ -120,7 +120,12 @@ def _usage(said: Mapping[str, Any]) -> dict[str, int]:
         "cached_tokens": prompt.get("cached_tokens", hit),
         "reasoning_tokens": completion.get("reasoning_tokens"),
     }
-    return usage | {name: int(n) for name, n in elsewhere.items() if n}
+    return usage | {name: n for name, n in elsewhere.items() if n and _is_count(n)}
+
+
+def _is_count(said: Any) -> bool:
+    """A negative number of tokens would give money back, and let a run spend more than --max-cost."""
+    return isinstance(said, int) and not isinstance(said, bool) and said >= 0
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -7,6 +7,7 @@ stdout are computed from the record's rows by the same functions that tables and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from selectkd_eval import records
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.measures import Row
 from selectkd_eval.records import Record, Writer
+from selectkd_eval.terminal import visible
 from selectkd_eval.verbs import WinrateOptions
 
 
@@ -37,13 +39,13 @@ def run(options: WinrateOptions) -> int:
     if path is None:
         return 0
     record = records.read(path, verb="winrate")
-    print("\n".join(lines(record, options.resamples)))
+    print(visible("\n".join(lines(record, options.resamples))))
     how = Resampling(resamples=options.resamples)
     for found in judges:
-        print("\n" + "\n".join(_agreement(record, found, how)))
+        print(visible("\n" + "\n".join(_agreement(record, found, how))))
     others = [other for other in others if other.path.resolve() != record.path.resolve()]
     if others:
-        print("\n" + "\n".join(compare.lines(record, others, options.resamples)))
+        print(visible("\n" + "\n".join(compare.lines(record, others, options.resamples))))
     return 0
 
 
@@ -104,9 +106,20 @@ def _judged(options: WinrateOptions) -> Path | None:
         if todo and not way.judge(record, todo, _writer(record)):
             return None
         if not record.done:
-            raise SetupError(f"not one comparison got a verdict; the reasons are in {record.path}")
+            raise SetupError(_nothing_came(record.path))
         record.finish()
         return record.path
+
+
+def _nothing_came(path: Path) -> str:
+    """Why there is no win rate, where every question has failed: mostly all for one reason."""
+    failed = records.read(path, unfinished_ok=True).failed
+    reasons = Counter(str(row["error"]) for row in failed)
+    why, how_often = reasons.most_common(1)[0]
+    rest = f", and {len(failed) - how_often} for other reasons, which are in {path}" if how_often < len(failed) else ""
+    return (
+        f"not one comparison got a verdict: {how_often} failed because {why}{rest}; the same command tries them again"
+    )
 
 
 def _done(options: WinrateOptions) -> set[str]:

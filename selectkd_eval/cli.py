@@ -19,6 +19,7 @@ from pathlib import Path
 from selectkd_eval import __version__
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.ranges import check
+from selectkd_eval.terminal import visible
 from selectkd_eval.verbs import VERBS
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except (InputError, SetupError) as error:
-        print(f"selectkd-eval: {error}", file=sys.stderr)
+        # An error may quote a server, a model or a file.
+        print(f"selectkd-eval: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("selectkd-eval: interrupted; run the same command again to go on", file=sys.stderr)

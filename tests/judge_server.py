@@ -141,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(2)
         elif name == "not json":
             self._send(200, b'{"choices": [')
+        elif name == "login page":
+            self._send(200, f"<html>Log in, {key}\x1b[2J</html>".encode(), {"Content-Type": "text/html"})
         else:
             return False
         return True
@@ -160,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif trouble == "thinking apart":
             extra = {"reasoning_content": f"I was asked with {key}. [[C]]"}
         message = {"role": "assistant", "content": said, **extra}
+        model = "judge\x1b[2J\x1b]0;owned\x07\u202e" if trouble == "escapes" else "judge-2026-01-01"
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
         if request.get("logprobs"):
             other = {"m": "M", "M": "m"}[said]
@@ -169,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             "id": "x",
             "object": "chat.completion",
             "created": 0,
-            "model": "judge-2026-01-01",
+            "model": model,
             "system_fingerprint": "fp",
             "choices": [choice],
             "usage": self.state.usage,

@@ -307,3 +307,22 @@ def test_two_caches_on_one_file_see_each_other(store: Path) -> None:
     with sqlite3.connect(store) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     database.close()
+
+
+def test_what_came_instead_of_a_completion_is_quoted_without_the_key(store: Path) -> None:
+    says = r"no chat completion, but '<html>Log in, \[key\]"
+    with serving(always="login page") as server, pytest.raises(CallError, match=says) as caught:
+        ask(server, store, ["Q"])
+    assert KEY not in str(caught.value)
+
+
+def test_a_negative_count_gives_no_money_back(store: Path) -> None:
+    usage = {"prompt_tokens": -5, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": -9}}
+    with serving(usage=usage) as server:
+        (reply,) = ask(server, store, ["Q"])
+    assert reply.usage == {"completion_tokens": 7}
+
+
+@pytest.mark.parametrize("shown", ["http://x:1/v1", "http://x:1/v1/", "http://x:1/v1/chat/completions/"])
+def test_the_whole_address_of_a_request_is_the_address_of_its_server(shown: str) -> None:
+    assert checked_url(shown) == "http://x:1/v1"

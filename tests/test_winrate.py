@@ -341,3 +341,36 @@ def test_prompts_without_an_answer_are_refused_or_stand_as_failed(
     out = capsys.readouterr().out
     assert "1 failed" in out and "1 the candidate has no answer: too long" in out
     assert "if the 1 without a verdict were lost" in out and "tries them again" not in out
+
+
+def test_nothing_that_a_terminal_obeys_gets_from_a_server_to_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = two_records(tmp_path, n=3)
+    with serving(always="escapes") as server:
+        assert main(command(tmp_path, server.url, *sides)) == 0
+        server.always = "login page"
+        assert main(command(tmp_path, server.url, *sides, "--seed", "1", "--protocol", "mtbench")) == 2
+    printed = capsys.readouterr()
+    assert "answered by  judge\\u001b[2J\\u001b]0;owned\\u0007\\u202e (3)" in printed.out
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed.out + printed.err)
+
+
+def test_where_nothing_worked_the_reason_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(script=["400"], always="login page") as server:
+        assert main(command(tmp_path, server.url, *two_records(tmp_path, n=3), "--concurrency", "1")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not one comparison got a verdict: 2 failed because the server's reply is no chat completion" in error
+    assert "and 1 for other reasons" in error and KEY not in error
+
+
+def test_of_several_answer_records_the_one_that_is_judged_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "p", "answer": "ref"}) + "\n")
+    os.utime(answer_record(tmp_path, "old", {"p": ["x"]}, prompts=str(prompts)), (1, 1))
+    new = answer_record(tmp_path, "new", {"p": ["longer"]}, prompts=str(prompts))
+    with serving() as server:
+        assert main(command(tmp_path, server.url)) == 0
+    assert f"judging {new}, the newest of 2 finished answer records (new on {prompts})" in capsys.readouterr().err
