@@ -22,7 +22,7 @@ from judges.resampling import Resampling, resampled_weights, strata, weights_wit
 from selectkd_eval import bootstrap, stats
 from selectkd_eval.measures import NOTHING, Row, terms
 from selectkd_eval.stats import Estimate, Floats
-from selectkd_eval.win_rates import win_rate_terms
+from selectkd_eval.win_rates import tasks_of, win_rate_terms
 
 # Prior precision of psi, a normal with standard deviation 10: where length separates wins from losses perfectly, psi
 # stays finite; with 200 comparisons of mixed lengths it moves psi by less than a thousandth.
@@ -66,7 +66,7 @@ def pairs(rows: Iterable[Row], ties: str) -> Pairs:
     names, prompt = np.unique(np.array([str(row["prompt"]) for row in own], dtype=object), return_inverse=True)
     shorter = np.array([row["baseline_chars"] - row["candidate_chars"] for row in own], dtype=np.float64)
     sd = float(shorter.std(ddof=1)) if len(shorter) > 1 else 0.0
-    tasks = {str(row["prompt"]): str(row.get("task") or "") for row in own}
+    tasks = tasks_of(own)
     return Pairs(
         np.array([num for _, num, _ in kept]),
         np.array([den for _, _, den in kept]),

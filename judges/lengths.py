@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from judges import wording
 from judges.length_adjusted import Adjusted, adjusted, pairs
 from judges.resampling import Resampling
 from selectkd_eval.measures import Row, terms
 from selectkd_eval.stats import Estimate
-from selectkd_eval.win_rates import undecided, win_rate_terms
+from selectkd_eval.win_rates import tasks_of, undecided, win_rate_terms
 
 EDGES = (0.5, 0.8, 1.25, 2.0)  # of the ranges of candidate's length / baseline's
 _DEFAULT = Resampling()
@@ -45,9 +43,7 @@ class Lengths:
     adjusted: Adjusted
 
 
-def lengths(
-    rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, edges: Sequence[float] = EDGES
-) -> Lengths | None:
+def lengths(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT) -> Lengths | None:
     """The length report of judged rows under a tie rule of `win_rates.TIES`; None where no row tells both lengths.
 
     Lengths are averaged over answers, also those without a verdict. Comparisons settled without a judge are in the
@@ -63,17 +59,16 @@ def lengths(
         baseline,
         candidate.value / baseline.value if baseline.value else math.nan,
         _longer_wins(asked, how),
-        tuple(by_ratio(asked, ties, how, edges)),
+        tuple(by_ratio(asked, ties, how)),
         adjusted(pairs(asked, ties), how),
     )
 
 
-def _mean(rows: Iterable[Row], side: str, how: Resampling) -> Estimate:
+def _mean(rows: Sequence[Row], side: str, how: Resampling) -> Estimate:
     """Mean characters over answers: the orders and repeats of one pair show the same answers."""
-    each = {(str(row["prompt"]), row.get("seed")): (float(row[side]), str(row.get("task") or "")) for row in rows}
-    tasks = {prompt: task for (prompt, _), (_, task) in each.items()}
-    parts = ((prompt, chars, 1.0) for (prompt, _), (chars, _) in each.items())
-    return terms(parts, tasks=tasks).estimate(how.resamples, how.seed)
+    each = {(str(row["prompt"]), row.get("seed")): float(row[side]) for row in rows}
+    parts = ((prompt, chars, 1.0) for (prompt, _), chars in each.items())
+    return terms(parts, tasks=tasks_of(rows)).estimate(how.resamples, how.seed)
 
 
 def _longer_wins(rows: Iterable[Row], how: Resampling) -> Estimate:
@@ -83,26 +78,17 @@ def _longer_wins(rows: Iterable[Row], how: Resampling) -> Estimate:
         for row in rows
         if (longer := row["candidate_chars"] - row["baseline_chars"])
     ]
-    tasks = {str(row["prompt"]): str(row.get("task") or "") for row in rows}
-    return terms(parts, proportion=True, tasks=tasks).estimate(how.resamples, how.seed)
+    return terms(parts, proportion=True, tasks=tasks_of(rows)).estimate(how.resamples, how.seed)
 
 
-def by_ratio(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, edges: Sequence[float] = EDGES) -> list[Bin]:
-    """The win rate within ranges of candidate's length / baseline's; `edges` may come from `quantile_edges`."""
+def by_ratio(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT) -> list[Bin]:
+    """The win rate within ranges of candidate's length / baseline's, between EDGES."""
     rows = list(rows)
-    limits = [0.0, *edges, math.inf]
     found = []
-    for low, high in pairwise(limits):
+    for low, high in pairwise((0.0, *EDGES, math.inf)):
         inside = [row for row in rows if low <= _ratio(row) < high or (high == math.inf and _ratio(row) == high)]
         found.append(Bin(low, high, win_rate_terms(inside, ties).estimate(how.resamples, how.seed)))
     return found
-
-
-def quantile_edges(rows: Iterable[Row], bins: int) -> tuple[float, ...]:
-    """Edges of length ratios that put as many pairs of answers into each of `bins` ranges, as equal ratios allow."""
-    each = {(str(row["prompt"]), row.get("seed")): _ratio(row) for row in rows}
-    cuts = np.quantile(list(each.values()), np.arange(1, bins) / bins, method="higher")
-    return tuple(float(cut) for cut in np.unique(cuts))
 
 
 def _ratio(row: Row) -> float:

@@ -21,7 +21,7 @@ from judges.resampling import Resampling
 from selectkd_eval import stats
 from selectkd_eval.measures import NOTHING, Row, Terms, terms
 from selectkd_eval.stats import Estimate
-from selectkd_eval.win_rates import DECIDED, undecided, win_rate_terms
+from selectkd_eval.win_rates import DECIDED, over, tasks_of, undecided, win_rate_terms
 
 FIRST, SECOND = "candidate-first", "baseline-first"
 _DEFAULT = Resampling()
@@ -59,42 +59,32 @@ class Positions:
     first: Estimate  # win rate where the candidate was shown first
     second: Estimate
     difference: Estimate  # first minus second
-    paired: bool  # whether prompts were judged in both orders
     preference: Estimate  # share of decided verdicts for the answer shown first: 1/2 for a fair judge
-    both: BothOrders | None
+    both: BothOrders | None  # None where no comparison was judged in both orders
 
 
-def positions(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT, paired: bool = True) -> Positions:
+def positions(rows: Iterable[Row], ties: str, how: Resampling = _DEFAULT) -> Positions:
     """The position report of judged rows under a tie rule of `win_rates.TIES`.
 
     One position alone has no other order to agree with or to average over: rules about two orders count a tie half
     here. The rates are over all that the record's win rate counts, so that they are its two parts; what both orders say
-    and the preference leave out what was settled without a judge. Without `paired`, nobody knows which prompts the rows
-    of an order are of (published counts), and they are not set against each other.
+    and the preference leave out what was settled without a judge.
     """
-    rows = list(rows) if paired else [{**row, "prompt": f"{row['prompt']}/{row['order']}"} for row in rows]
+    rows = list(rows)
     asked = [row for row in rows if row.get("asked") is not False]
     rule = "excluded" if ties == "excluded" else "half"
     parts = [win_rate_terms([row for row in rows if row["order"] == order], rule) for order in (FIRST, SECOND)]
-    tasks = {str(row["prompt"]): str(row.get("task") or "") for row in rows}
-    first, second = (_over(part, tasks) for part in parts)
+    tasks = tasks_of(rows)
+    first, second = (over(part, tasks) for part in parts)
     # Prompts in both sums are rare under a drawn order: several answers of one prompt may be shown differently.
     shared = int(np.count_nonzero((first.den > 0) & (second.den > 0)))
-    both = both_orders(asked, how)
     return Positions(
         first.estimate(how.resamples, how.seed),
         second.estimate(how.resamples, how.seed),
         _difference(first, second, shared, how),
-        both is not None,
         _preference(asked, tasks).estimate(how.resamples, how.seed),
-        both,
+        both_orders(asked, how),
     )
-
-
-def _over(part: Terms, tasks: dict[str, str]) -> Terms:
-    """The same sums over all prompts, those without a counted comparison at 0, so that two positions line up."""
-    sums = ((p, n, d) for p, n, d in zip(part.prompts, part.num, part.den, strict=True))
-    return terms([*sums, *((prompt, 0.0, 0.0) for prompt in tasks)], proportion=True, tasks=tasks)
 
 
 def _difference(first: Terms, second: Terms, shared: int, how: Resampling) -> Estimate:
@@ -136,11 +126,11 @@ def _preference(rows: Iterable[Row], tasks: dict[str, str]) -> Terms:
 def both_orders(rows: Iterable[Row], how: Resampling = _DEFAULT) -> BothOrders | None:
     """What the two orders of every comparison (prompt, seed, repeat) say together; None without any such pair."""
     together: dict[tuple[str, Any, Any], dict[str, str]] = defaultdict(dict)
-    tasks = {}
+    rows = list(rows)
+    tasks = tasks_of(rows)
     for row in rows:
         unit = (str(row["prompt"]), row.get("seed"), row.get("sample") or 0)
         together[unit][row["order"]] = "" if undecided(row) else row["verdict"]
-        tasks[unit[0]] = str(row.get("task") or "")
     pairs = [(unit[0], (by[FIRST], by[SECOND])) for unit, by in together.items() if len(by) > 1]
     if not pairs:
         return None

@@ -8,7 +8,7 @@ orders and repeats stays one unit of every interval.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from selectkd_eval.errors import choose
@@ -43,23 +43,28 @@ def win_rate_terms(rows: Iterable[Row], ties: str = "excluded") -> Terms:
         # A prompt without a counted comparison stays, with nothing in either sum, so that methods pair.
         weight = 0.0 if share is None else even / sizes[row.get("order") if per_order else None]
         parts.append((str(row["prompt"]), (share or 0.0) * weight, weight))
-    return terms(parts, proportion=True, tasks={str(row["prompt"]): str(row.get("task") or "") for row in rows})
+    return terms(parts, proportion=True, tasks=tasks_of(rows))
 
 
 def by_seed(rows: Iterable[Row], ties: str = "excluded") -> dict[int, Terms]:
     """The terms of every answer seed apart, all over the same prompts: the crossed design of prompts and seeds."""
     rows = list(rows)
-    prompts = {str(row["prompt"]): str(row.get("task") or "") for row in rows}
+    tasks = tasks_of(rows)
     apart: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         apart[int(row.get("seed") or 0)].append(row)
-    found = {}
-    for seed, own in sorted(apart.items()):
-        part = win_rate_terms(own, ties)
-        sums = ((p, n, d) for p, n, d in zip(part.prompts, part.num, part.den, strict=True))
-        # A prompt that this seed did not answer stands with nothing in either sum.
-        found[seed] = terms([*sums, *((prompt, 0.0, 0.0) for prompt in prompts)], proportion=True, tasks=prompts)
-    return found
+    return {seed: over(win_rate_terms(own, ties), tasks) for seed, own in sorted(apart.items())}
+
+
+def over(part: Terms, tasks: Mapping[str, str]) -> Terms:
+    """The same sums over all prompts of `tasks`, so that parts of a record line up; prompts not in them add nothing."""
+    sums = ((p, n, d) for p, n, d in zip(part.prompts, part.num, part.den, strict=True))
+    return terms([*sums, *((prompt, 0.0, 0.0) for prompt in tasks)], proportion=True, tasks=tasks)
+
+
+def tasks_of(rows: Iterable[Row]) -> dict[str, str]:
+    """Every prompt's task, empty where there is only one."""
+    return {str(row["prompt"]): str(row.get("task") or "") for row in rows}
 
 
 def _share(row: Row, ties: str) -> float | None:

@@ -17,7 +17,7 @@ from verdict_rows import FIRST, SECOND, row
 from judges import lengths as report
 from judges import replay
 from judges.length_adjusted import RIDGE, adjusted, fit, pairs
-from judges.lengths import by_ratio, lengths, quantile_edges
+from judges.lengths import by_ratio, lengths
 from judges.resampling import Resampling, resampled_weights
 from selectkd_eval.win_rates import win_rate_terms
 
@@ -292,13 +292,6 @@ def test_ranges_of_the_length_ratio_are_half_open_and_hold_every_comparison() ->
     won = [row(i, "c" if i % 2 else "b", candidate_chars=40, baseline_chars=100) for i in range(10)]
     first, *others = by_ratio(won, "half", FEW)
     assert first.rate.value == 0.5 and all(math.isnan(one.rate.value) for one in others)
-
-
-def test_quantile_ranges_hold_equally_many() -> None:
-    rows = [row(i, "c", candidate_chars=50 + i, baseline_chars=100) for i in range(100)]
-    assert [one.rate.n for one in by_ratio(rows, "half", FEW, quantile_edges(rows, 4))] == [25, 25, 25, 25]
-    same = [row(i, "c") for i in range(10)]
-    assert sum(one.rate.n for one in by_ratio(same, "half", FEW, quantile_edges(same, 4))) == 10
 
 
 def test_what_was_settled_without_a_judge_is_in_the_mean_lengths_alone() -> None:

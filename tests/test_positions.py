@@ -75,7 +75,7 @@ def test_the_tie_rule_of_the_record_holds_in_each_position() -> None:
     for ties in ("half", "half-per-order", "agreement"):
         found = positions(rows, ties, FEW)
         assert (found.first.value, found.second.value) == (3 / 5, 1.5 / 4)
-    assert not found.paired and found.both is None
+    assert found.both is None
 
 
 def test_the_drawn_order_compares_two_groups_of_prompts() -> None:
@@ -95,13 +95,14 @@ def test_both_orders_of_a_prompt_are_paired() -> None:
     ease = rng.beta(0.4, 0.4, 500)
     first, second = rng.random(500) < ease, rng.random(500) < ease
     rows = in_both_orders(["".join("bc"[int(won)] for won in pair) for pair in zip(first, second, strict=True)])
-    paired, apart = (positions(rows, "excluded", Resampling(4000), paired=way) for way in (True, False))
+    unpaired = [{**one, "prompt": f"{one['prompt']}/{one['order']}"} for one in rows]
+    paired, apart = (positions(some, "excluded", Resampling(4000)) for some in (rows, unpaired))
     differences = first.astype(float) - second
     half = 1.96 * differences.std() / math.sqrt(500)
     assert (paired.difference.high - paired.difference.low) / 2 == pytest.approx(half, rel=0.06)
     assert apart.difference.value == paired.difference.value
     assert apart.difference.high - apart.difference.low > 1.3 * (paired.difference.high - paired.difference.low)
-    assert paired.paired and apart.both is None
+    assert paired.both is not None and apart.both is None
 
 
 def test_at_the_edge_the_difference_has_newcombes_limits() -> None:
