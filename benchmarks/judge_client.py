@@ -103,9 +103,7 @@ def ours(url: str, workers: int, calls: int, limit: int, aiohttp: bool) -> None:
 
     served = replace(Judge(name="judge", model="judge", base_url=url), requests_per_minute=limit)
     text = "An answer of some length. " * (LETTERS // 26)
-    tasks = [
-        Task(f"{i}", Comparison(f"{i}", f"Question {i}", 0, text, text[1:]), "candidate-first") for i in range(calls)
-    ]
+    tasks = [Task(Comparison(f"{i}", f"Question {i}", 0, text, text[1:]), "candidate-first") for i in range(calls)]
     verdicts = []
 
     async def go(cache: Cache) -> None:

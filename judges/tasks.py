@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from judges import verdicts
 from judges.pairing import Comparison
@@ -21,12 +22,16 @@ TRIES = 2  # the question, and one more for a reply without a readable verdict
 
 @dataclass(frozen=True)
 class Task:
-    """One comparison in one order, the key of its row, and which asking of the judge it is."""
+    """One comparison in one order, and which asking of the judge it is."""
 
-    key: str
     comparison: Comparison
     order: Order
     sample: int = 0
+
+    @property
+    def key(self) -> str:
+        """The key of its row."""
+        return _key(self.comparison.prompt, self.comparison.seed, self.order, self.sample)
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,29 @@ def settled(task: Task, protocol: Protocol, replies: Sequence[Reply]) -> Outcome
     if found.word == "unreadable" and protocol.ask_again and len(replies) < TRIES:
         return None
     return Outcome(task, found, tuple(replies))
+
+
+def row(
+    prompt: str, seed: int, order: Order, verdict: Verdict, *, sample: int = 0, task: str = "", **more: Any
+) -> dict[str, Any]:
+    """One row of a win-rate record: its key, what identifies it, the verdict, and `more`."""
+    found = {
+        "key": _key(prompt, seed, order, sample),
+        "prompt": prompt,
+        "seed": seed,
+        "order": order,
+        "sample": sample,
+        "task": task,
+        "verdict": verdict.word,
+        "reason": verdict.reason,
+        **more,
+    }
+    if verdict.preference is not None:
+        found["preference"] = verdict.preference
+    if verdict.word == "failed":
+        found["error"] = verdict.reason
+    return found
+
+
+def _key(prompt: str, seed: int, order: Order, sample: int) -> str:
+    return f"{prompt}/{seed}/{order}" + (f"/{sample}" if sample else "")

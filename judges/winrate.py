@@ -19,7 +19,7 @@ from judges.pairing import Answers, Comparison
 from judges.protocols import Protocol
 from judges.resampling import Resampling
 from judges.summary import lines
-from judges.tasks import Task
+from judges.tasks import Task, row
 from judges.verdicts import Verdict
 from selectkd_eval import records
 from selectkd_eval.errors import InputError, SetupError
@@ -150,7 +150,7 @@ def _sides(options: WinrateOptions) -> tuple[WinrateOptions, Answers, Answers, i
 def _tasks(comparisons: list[Comparison], protocol: Protocol, options: WinrateOptions) -> list[Task]:
     """Every comparison in every order that it is shown in, as often as it is asked about."""
     return [
-        Task(f"{shown.prompt}/{shown.seed}/{order}" + (f"/{sample}" if sample else ""), shown, order, sample)
+        Task(shown, order, sample)
         for sample in range(options.repeats)
         for shown in comparisons
         for order in protocol.orders(shown.prompt, shown.seed, options.seed, shown.text)
@@ -180,22 +180,20 @@ def _writer(record: Writer) -> Write:
 
     def write(task: Task, verdict: Verdict, said: Mapping[str, Any]) -> None:
         shown = task.comparison
-        record.write(
-            task.key,
-            prompt=shown.prompt,
-            seed=shown.seed,
-            order=task.order,
+        found = row(
+            shown.prompt,
+            shown.seed,
+            task.order,
+            verdict,
             sample=task.sample,
             task=shown.task,
-            verdict=verdict.word,
-            reason=verdict.reason,
             candidate_chars=len(shown.candidate.strip()),
             baseline_chars=len(shown.baseline.strip()),
-            **({} if verdict.preference is None else {"preference": verdict.preference}),
             **said,
-            # An error is tried again by the next run; an answer that is not there would be missing again.
-            **({"error": verdict.reason} if verdict.word == "failed" and not shown.lacking else {}),
         )
+        if shown.lacking:
+            del found["error"]  # it would be tried again by the next run, and be missing again
+        record.write(**found)
 
     return write
 

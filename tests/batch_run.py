@@ -49,7 +49,7 @@ def tasks(n: int) -> list[Task]:
     for i in range(n):
         text, order = f"prompt {i}", BOTH_ORDERS[i % 2]
         shown = Comparison(prompt_id(text), text, 0, "x" * (9 if i % 3 else 3), "y" * 6)
-        found.append(Task(f"{shown.prompt}/0/{order}", shown, order))
+        found.append(Task(shown, order))
     return found
 
 

@@ -28,7 +28,7 @@ JUDGE = Judge(
 
 
 def task(number: int, order: Order = "candidate-first", sample: int = 0, candidate: str = "mine") -> Task:
-    return Task(f"{number}/{sample}", Comparison(f"{number}", f"Q{number}", 0, candidate, "theirs"), order, sample)
+    return Task(Comparison(f"{number}", f"Q{number}", 0, candidate, "theirs"), order, sample)
 
 
 def store(cache: Cache, item: Task, reply_tokens: int) -> None:
@@ -48,7 +48,8 @@ def test_a_plan_counts_calls_tokens_and_money() -> None:
 
 
 def test_what_is_in_the_cache_and_what_is_asked_twice_is_not_paid_for(tmp_path: Path) -> None:
-    tasks = [task(0), task(1), task(1, sample=1), replace(task(1), key="the same answer of another seed")]
+    same_answer = replace(task(1), comparison=replace(task(1).comparison, seed=1))
+    tasks = [task(0), task(1), task(1, sample=1), same_answer]
     with Cache(tmp_path / "c") as cache:
         store(cache, tasks[0], 90)
         store(cache, task(7), 110)

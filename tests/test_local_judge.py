@@ -41,8 +41,7 @@ def tasks(count: int, samples: int = 1) -> list[Task]:
         comparison = Comparison(prompt_id(text), text, 0, f"one answer {number}", f"another {number}")
         for order in ("candidate-first", "baseline-first"):
             for sample in range(samples):
-                key = f"{comparison.prompt}/0/{order}" + (f"/{sample}" if sample else "")
-                found.append(Task(key, comparison, order, sample))  # type: ignore[arg-type]
+                found.append(Task(comparison, order, sample))  # type: ignore[arg-type]
     return found
 
 

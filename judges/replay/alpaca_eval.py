@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from judges.protocols import Order, seeded_order
-from judges.replay.published import Published, Row, card, judge, only, protocol, row
+from judges.replay.published import Published, Row, card, judge, only, protocol
+from judges.tasks import row
 from judges.verdicts import Verdict, first_share
 from selectkd_eval import win_rates
 from selectkd_eval.errors import InputError

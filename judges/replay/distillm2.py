@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from judges.protocols import Order
-from judges.replay.published import Published, Row, card, judge, protocol, row
+from judges.replay.published import Published, Row, card, judge, protocol
+from judges.tasks import row
 from judges.verdicts import Verdict, Word
 from selectkd_eval import win_rates
 from selectkd_eval.errors import InputError

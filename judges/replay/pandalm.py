@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from judges.replay.published import Published, Row, card, judge, protocol, row
+from judges.replay.published import Published, Row, card, judge, protocol
+from judges.tasks import row
 from judges.verdicts import Verdict
 from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import prompt_id

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judges.protocols import Order
-from judges.verdicts import Verdict
 from selectkd_eval.errors import InputError
 from selectkd_eval.records import canonical
 
@@ -60,26 +58,6 @@ def protocol(name: str, order: str, ties: str, source: str) -> dict[str, Any]:
 def card(name: str) -> dict[str, Any]:
     """Header facts of a side that is known by its name alone."""
     return {"name": name, "method": name, "fingerprint": ""}
-
-
-def row(prompt: str, seed: int, order: Order, verdict: Verdict, *, sample: int = 0, task: str = "", **more: Any) -> Row:
-    """One row of a record: its key, what identifies it, the verdict, and what the format knows beside."""
-    found: Row = {
-        "key": f"{prompt}/{seed}/{order}" + (f"/{sample}" if sample else ""),
-        "prompt": prompt,
-        "seed": seed,
-        "order": order,
-        "sample": sample,
-        "task": task,
-        "verdict": verdict.word,
-        "reason": verdict.reason,
-        **more,
-    }
-    if verdict.preference is not None:
-        found["preference"] = verdict.preference
-    if verdict.word == "failed":
-        found["error"] = verdict.reason
-    return found
 
 
 def only(rows: Iterable[Mapping[str, Any]], name: str, path: Path) -> str:
