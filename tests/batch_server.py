@@ -8,7 +8,6 @@ when a test kills the client.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -20,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from judge_server import AGAIN, longer_wins
+from judge_server import AGAIN, longer_wins, on_loopback
 
 
 @dataclass
@@ -48,7 +47,6 @@ class BatchServer:
     offered: bool = True  # whether there is a Batch API at all
     hold_at: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     paid: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
@@ -64,10 +62,10 @@ class BatchServer:
             self.reached.set()
             self.release.wait(30)
 
-    def store(self, content: bytes, name: str) -> str:
+    def store(self, content: bytes) -> str:
         with self.lock:
             number = f"file-{len(self.files) + 1}"
-            self.files[number], self.names[number] = content, name
+            self.files[number] = content
         return number
 
     def begin(self, request: dict[str, Any], key: str) -> dict[str, Any]:
@@ -131,9 +129,9 @@ class BatchServer:
             (good if is_good else bad).append(line)
         random.Random(0).shuffle(good)
         batch["request_counts"] = {"total": len(requests), "completed": len(good), "failed": len(bad)}
-        batch["output_file_id"] = self.store("".join(line + "\n" for line in good if line).encode(), "output")
+        batch["output_file_id"] = self.store("".join(line + "\n" for line in good if line).encode())
         if bad:
-            batch["error_file_id"] = self.store("".join(line + "\n" for line in bad).encode(), "errors")
+            batch["error_file_id"] = self.store("".join(line + "\n" for line in bad).encode())
         if how == "gone":
             del self.files[batch["output_file_id"]]
 
@@ -222,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert fields["purpose"].get_payload(decode=True) == b"batch"
         content = fields["file"].get_payload(decode=True)
         name = str(fields["file"].get_filename())
-        number = self.state.store(content, name)
+        number = self.state.store(content)
         self.state.at("after upload")
         shown = {"id": number, "object": "file", "bytes": len(content), "created_at": 0, "filename": name}
         self._json({**shown, "purpose": "batch", "status": "processed"})
@@ -294,27 +292,12 @@ def _shown(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if not name.startswith("_")}
 
 
-def digest_of(bodies: list[dict[str, Any]]) -> Counter[str]:
-    """How often each body was answered."""
-    return Counter(hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest() for body in bodies)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-
 @contextmanager
 def batch_serving(**settings: Any) -> Iterator[BatchServer]:
-    """A running server on a free port; `state.url` is its base URL."""
+    """A running server with a Batch API; `state.url` is its base URL."""
     state = BatchServer(**settings)
-    handler = type("Handler", (_Handler,), {"state": state})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
+    with on_loopback(type("Handler", (_Handler,), {"state": state})) as state.url:
         try:
             yield state
         finally:
             state.release.set()
-            server.shutdown()
-            thread.join()

@@ -205,21 +205,22 @@ class _Handler(BaseHTTPRequestHandler):
         """Silence: the tests read stderr."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+@contextmanager
+def on_loopback(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A running server on a free port; gives its base URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
 def serving(**settings: Any) -> Iterator[JudgeServer]:
-    """A running server on a free port; `state.url` is its base URL."""
+    """A running judge; `state.url` is its base URL."""
     state = JudgeServer(**settings)
-    handler = type("Handler", (_Handler,), {"state": state})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with on_loopback(type("Handler", (_Handler,), {"state": state})) as state.url:
+        yield state
