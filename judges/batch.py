@@ -23,8 +23,8 @@ from openai.types import Batch
 from judges.batch_desk import NAME, Desk
 from judges.batch_files import NOT_REACHED, BatchRequest, Limits, Refusal, Replies, parts
 from judges.batch_ledger import Entry, Ledger, new_name, room, tried_before
-from judges.client import CallError, Client, FatalError
-from judges.replies import FilteredError, reply_of
+from judges.client import Client
+from judges.replies import MALFORMED, CallError, FatalError, FilteredError, reply_of
 
 LONGEST_PAUSE_S = 60.0
 GIVE_UP_S = 3600.0  # how long a server may be out of reach while its batch is waited for
@@ -233,7 +233,7 @@ class _Run:
                 continue
             try:
                 reply = reply_of(body, redact)
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
+            except MALFORMED as error:
                 found.refused[key] = Refusal(0, type(error).__name__, "the reply is no chat completion")
                 continue
             self.client.keep(key, entry.samples.get(key, 0), reply, seconds)

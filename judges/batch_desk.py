@@ -18,8 +18,8 @@ from openai.types import Batch, FileObject
 
 from judges.batch_files import ENDPOINT, Refusal
 from judges.batch_ledger import Entry
-from judges.client import CallError, Client, FatalError
-from judges.replies import retry_after
+from judges.client import Client
+from judges.replies import CallError, FatalError, retry_after
 
 NAME = "selectkd"  # the field of a batch's metadata that holds our digest
 CREATE_TRIES = 5

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from selectkd_eval.served import is_secret
+
 _MASKED = re.compile(r"\b[A-Za-z]{2,4}-[\w-]*\*{3,}[\w-]*")  # a key as OpenAI quotes it, with its ends
 
 
@@ -27,6 +29,7 @@ class NotAskedError(CallError):
     """A request that was not sent, or turned away for its length: it says nothing about the server."""
 
 
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError)  # what JSON of another shape raises
 FILTERED = "stopped by a content filter"
 
 
@@ -77,7 +80,7 @@ class Redaction:
     def __init__(self, key: str) -> None:
         quoted = json.dumps(key)[1:-1]
         slashed = {text.replace("/", "\\/") for text in (key, quoted)}
-        self._spelt = sorted({key, quoted} | slashed, key=len, reverse=True) if key else []
+        self._spelt = sorted({key, quoted} | slashed, key=len, reverse=True) if is_secret(key) else []
 
     def __call__(self, text: str) -> str:
         """The text without the key, as it is or as JSON spells it, and without half characters, which no file holds."""
@@ -88,10 +91,7 @@ class Redaction:
 
 
 def reply_of(body: Mapping[str, Any], redact: Redaction) -> Reply:
-    """A chat completion's body as a reply.
-
-    Raises ValueError, TypeError, LookupError or AttributeError when it is none.
-    """
+    """A chat completion's body as a reply; raises one of MALFORMED when it is none."""
     choice = body["choices"][0]
     message = choice["message"]
     first = ((choice.get("logprobs") or {}).get("content") or [])[:1]

@@ -11,12 +11,10 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from judges.client import CallError, Client, FatalError, FilteredError, NotAskedError
-from judges.replies import Reply
+from judges.client import Client
+from judges.replies import CallError, FatalError, FilteredError, NotAskedError, Reply
 from judges.tasks import Outcome, Task, question, settled
 from judges.verdicts import Verdict
-
-__all__ = ["Outcome", "Task", "judge_all", "judge_one"]
 
 GRACE_S = 60.0  # how long requests in flight may still take after a fatal error
 INTERRUPTED_S = 20.0  # and after Ctrl-C

@@ -1,7 +1,8 @@
 """What is one question to a judge, and what comes of it? The same for a server, a batch and a local model.
 
 A task is one comparison, shown in one order, asked for the n-th time. A reply without a readable verdict is asked
-about once more in the same conversation. Who is asked, and how, is not known here.
+about once more in the same conversation. Who is asked, and how, is not known here. A judgement has one form of row,
+whether a judge was asked or a file was read.
 """
 
 from __future__ import annotations
