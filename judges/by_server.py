@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from judges import costs, presets
 from judges.cache import Cache
-from judges.judge import Judge, checked_url, key_for
+from judges.judge import Judge, key_for
 from judges.protocols import Protocol
 from judges.replies import FatalError, OverBudgetError
 from judges.tasks import Outcome, Task
@@ -30,6 +30,7 @@ from judges.verdicts import Verdict
 from selectkd_eval.environment import require
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.records import Writer
+from selectkd_eval.served import checked_url
 from selectkd_eval.verbs import WinrateOptions
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from judges.families import family
 from judges.protocols import Message, Protocol
 from selectkd_eval.errors import InputError, SetupError
 from selectkd_eval.records import canonical
+from selectkd_eval.served import header_key
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
@@ -137,7 +138,7 @@ _PRICES = ("price_in", "price_in_cached", "price_out", "batch_discount", "noted"
 
 def key_for(base_url: str, variable: str, environment: Mapping[str, str]) -> str:
     """The key for a server: from the environment alone. Only a server on this machine may go without."""
-    if key := environment.get(variable, "").strip():
+    if key := header_key(variable, environment):
         return key
     if base_url and urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1"):
         return ""
@@ -145,23 +146,3 @@ def key_for(base_url: str, variable: str, environment: Mapping[str, str]) -> str
         f"a judge at {base_url or OPENAI} needs a key, but the environment variable {variable} is not set: "
         f"export {variable}=... (any word if it checks none), or name another variable with --key-variable"
     )
-
-
-def checked_url(base_url: str, where: str = "--base-url") -> str:
-    """A base URL without a trailing slash or the endpoint behind it; refused when it is none, or carries a secret."""
-    if not base_url:
-        return ""
-    try:
-        parts = urlsplit(base_url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
-        known = False
-    if not known:
-        raise InputError(f"{where} {base_url!r} is no address: give one like http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            f"{where} holds a user name, a password or a query, which would end up in the record: "
-            f"give the plain address and put the key into the environment"
-        )
-    # Pages show the whole address of a request; what answers there is asked for by the part before.
-    return base_url.rstrip("/").removesuffix("/chat/completions").rstrip("/")

@@ -9,14 +9,17 @@ that a misspelt limit is a sentence and not a surprise on the bill. Keys have no
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from judges.judge import OPENAI, Judge, checked_url
+from judges.judge import OPENAI, Judge
+from judges.protocols import PROTOCOLS
 from selectkd_eval.errors import InputError
+from selectkd_eval.served import checked_url
 from selectkd_eval.verbs import WinrateOptions
 
 _OPENAI_NAMES = ("gpt-", "chatgpt-", "o1", "o3", "o4")
@@ -148,10 +151,12 @@ def _unlisted(name: str, address: str) -> Judge:
 
 
 def all_judges(file: Path) -> dict[str, Judge]:
-    """The presets, with what the judge file (which need not exist) changes or adds."""
+    """The presets, with what the judge file changes or adds. Only one that was named must exist."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if file != WinrateOptions.judge_file:  # named, so meant: its limits and prices must not be missing in silence
+            raise InputError(f"there is no judge file {file}: correct --judge-file") from None
         return dict(PRESETS)
     except OSError as error:
         raise InputError(f"cannot read the judge file {file} ({error.strerror}): give another --judge-file") from None
@@ -196,13 +201,38 @@ def _check(where: str, name: str, value: Any) -> None:
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise InputError(f"{name} of {where} must be {_WORDS[wanted[-1]]}, but {value!r} was given")
     if isinstance(value, int | float) and not 0 <= value < float("inf"):
-        raise InputError(f"{name} of {where} must not be negative, but {value!r} was given")
+        raise InputError(f"{name} of {where} must be 0 or more, but {value!r} was given")
+    if name in ("model", "base_url") and not value.strip():
+        raise InputError(f"{name} of {where} is empty: say which, or leave the line out")
+    if name == "extra_body":
+        _check_extra(f"{name} of {where}", value)
     if name == "key_variable":
         _check_variable(f"{name} of {where}", value)
     if name == "batch_discount" and value > 1:
         raise InputError(f"batch_discount of {where} is a share of the price, at most 1, but {value!r} was given")
     if name == "max_tokens_name" and value not in ("max_tokens", "max_completion_tokens"):
         raise InputError(f"{name} of {where} is max_tokens or max_completion_tokens, but {value!r} was given")
+
+
+# What a request says already, or what would change the form of its reply.
+_TAKEN = {"model", "messages", "stream", "stream_options", "n"}.union(*(one.decoding for one in PROTOCOLS.values()))
+_SECRET = re.compile(r"api[_-]?key|secret|password|authorization|credential|bearer|^key$", re.IGNORECASE)
+
+
+def _check_extra(what: str, value: Any) -> None:
+    """Fields that are sent with every request: they stand in the record, and none may undo what the protocol says."""
+    for name, entry in value.items():
+        if name in _TAKEN:
+            raise InputError(f"{what} sets {name!r}, which is the protocol's or the program's to say: leave it out")
+        if _SECRET.search(name):
+            raise InputError(f"{what} has {name!r}, which would end up in the record: keys stay in the environment")
+        if isinstance(entry, dict):
+            _check_extra(f"{name} in {what}", entry)
+            continue
+        try:
+            json.dumps(entry, allow_nan=False)
+        except (TypeError, ValueError):
+            raise InputError(f"{what} has {name} = {entry!r}, which no request can carry: correct it") from None
 
 
 def _check_variable(what: str, value: str) -> None:

@@ -22,6 +22,7 @@ from selectkd_eval import environment
 from selectkd_eval.errors import InputError, SetupError
 
 STOPS = 4  # stop strings that OpenAI's API takes
+SHORTEST_KEY = 8  # characters; real ones have 20 and more
 _KEPT = "what was answered is kept, and the same command goes on from there"
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 
@@ -48,14 +49,9 @@ class Served:
 
     def __init__(self, base_url: str, model: str, key_variable: str, in_flight: int, feature: str) -> None:
         self._openai = environment.require("openai", feature, "judge")
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
-            raise InputError(
-                "--base-url takes a plain http(s) address such as http://localhost:8000/v1, because the record keeps "
-                "it: put the key into an environment variable and name that with --key-variable"
-            )
-        self.base_url, self.model, self.key_variable, self.in_flight = base_url, model, key_variable, in_flight
-        self._key = os.environ.get(key_variable, "")
+        self.base_url = base_url = checked_url(base_url)
+        self.model, self.key_variable, self.in_flight = model, key_variable, in_flight
+        self._key = header_key(key_variable, os.environ)
         # Local servers take any key, but the client insists on one.
         self._client = self._openai.OpenAI(base_url=base_url, api_key=self._key or "none", max_retries=4)
         self._length = "max_tokens"
@@ -199,4 +195,45 @@ class Served:
     def _clean(self, text: str) -> str:
         """Without the key, and without half characters, which no file can hold."""
         whole = text.encode("utf-8", "replace").decode()
-        return whole.replace(self._key, "[key]") if self._key else whole
+        return whole.replace(self._key, "[key]") if is_secret(self._key) else whole
+
+
+def checked_url(base_url: str, where: str = "--base-url") -> str:
+    """A base URL without a trailing slash or the endpoint behind it; refused when it is none, or carries a secret."""
+    if not base_url:
+        return ""
+    try:
+        parts = urlsplit(base_url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        known = False
+    if not known or any(character.isspace() for character in base_url):
+        raise InputError(f"{where} {base_url!r} is no address: give one like http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            f"{where} holds a user name, a password or a query, which would end up in the record: "
+            f"give the plain address, put the key into the environment, and name its variable with --key-variable"
+        )
+    # Pages show the whole address of a request; what answers there is asked for by the part before.
+    return base_url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+
+
+def header_key(variable: str, environment: Mapping[str, str]) -> str:
+    """The key that a variable holds, without blanks around it; empty where it is not set.
+
+    Raises SetupError for one that no request can carry: a quotation mark of a web page, a line break in its middle.
+    """
+    key = environment.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise SetupError(
+            f"the key in ${variable} holds a character that no request can carry (a line break, or none of ASCII): "
+            f"copy it once more"
+        )
+    return key
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key is to be taken out of what a server says. A short word for a server that checks none is not: it
+    would be taken out of other words, and of verdicts.
+    """
+    return len(key) >= SHORTEST_KEY

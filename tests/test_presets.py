@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.listing import run
 from selectkd_eval.verbs import ListOptions, WinrateOptions
 
-NOWHERE = Path("there/is/no/judges.toml")
+NOWHERE = Path(os.devnull)
 SELECTKD = PROTOCOLS["selectkd"]
 
 
@@ -125,13 +126,21 @@ def test_a_file_adds_judges_and_changes_known_ones(tmp_path: Path) -> None:
         ('[gpt-4o]\nkey_variable = "sk-secret"', "no name of an environment variable"),
         ('[gpt-4o]\nprice_in = "sk-secret-free"', "must be a number"),
         ("[gpt-4o]\nrequests_per_minute = true", "must be a whole number"),
-        ("[gpt-4o]\nrequests_per_minute = -1", "must not be negative"),
-        ("[gpt-4o]\nprice_in = nan", "must not be negative"),
+        ("[gpt-4o]\nrequests_per_minute = -1", "must be 0 or more"),
+        ("[gpt-4o]\nprice_in = nan", "must be 0 or more"),
         ("[gpt-4o]\nbatch_discount = 50", "at most 1"),
         ('[gpt-4o]\nmax_tokens_name = "tokens"', "is max_tokens or max_completion_tokens"),
         ('[gpt-4o]\nbase_url = "localhost:8000"', r"\[gpt-4o\] in .* is no address"),
         ('[gpt-4o]\nbase_url = "https://me:sk-secret@x/v1"', "which would end up in the record"),
         ('[mine]\nmodel = "x"', "says not where the judge answers"),
+        ('[gpt-4o]\nbase_url = ""', "base_url of .* is empty"),
+        ('[gpt-4o]\nmodel = " "', "model of .* is empty"),
+        ('[gpt-4o]\nextra_body = {messages = "x"}', "sets 'messages', which is the protocol's"),
+        ("[gpt-4o]\nextra_body = {temperature = 0.7}", "sets 'temperature', which is the protocol's"),
+        ("[gpt-4o]\nextra_body = {day = 2026-01-01}", "which no request can carry"),
+        ("[gpt-4o]\nextra_body = {odd = nan}", "which no request can carry"),
+        ('[gpt-4o]\nextra_body = {api_key = "sk-secret"}', "has 'api_key', which would end up in the record"),
+        ('[gpt-4o]\nextra_body = {x = {Authorization = "sk-secret"}}', "x in extra_body of .* has 'Authorization'"),
         ("price_in = 1", "stands outside a table"),
         ("[gpt-4o", "is no TOML"),
     ],
@@ -194,3 +203,9 @@ def test_a_seed_is_sent_only_to_a_judge_that_takes_one() -> None:
     assert presets.PRESETS["gpt-4o"].decoding(seeded)["seed"] == 3
     assert "seed" not in presets.PRESETS["deepseek-chat"].decoding(seeded)
     assert presets.PRESETS["deepseek-chat"].deviations(seeded) == ["seed 3 is not sent: the judge takes none"]
+
+
+def test_a_judge_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no judge file .*mine\.toml: correct --judge-file"):
+        named("gpt-4o", judge_file=tmp_path / "mine.toml")
+    assert named("gpt-4o", judge_file=WinrateOptions().judge_file).price_in == 2.5

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from text_server import TextServer, serving
 
+from judges.replies import Redaction
 from selectkd_eval.backends import open_backend
 from selectkd_eval.backends.answer_store import AnswerStore, answer_key
 from selectkd_eval.backends.backend import Asked, Completion, Decoding
 from selectkd_eval.backends.server import Server
 from selectkd_eval.errors import InputError, SetupError
-from selectkd_eval.served import Served
+from selectkd_eval.served import Served, header_key
 from selectkd_eval.tasks.task import Layout, Problem, Task
 from selectkd_eval.verbs import PasskOptions
 
@@ -284,7 +285,29 @@ def test_a_server_that_is_gone_is_one_sentence(options: PasskOptions, server: Te
 
 
 def test_an_address_that_holds_a_key_is_refused() -> None:
-    for address in ("localhost:8000", f"http://user:{KEY}@localhost/v1", f"http://localhost/v1?key={KEY}"):
-        with pytest.raises(InputError, match="plain http") as caught:
+    for address in (f"http://user:{KEY}@localhost/v1", f"http://localhost/v1?key={KEY}"):
+        with pytest.raises(InputError, match="would end up in the record") as caught:
             Served(address, "tiny", "TEST_KEY", 1, "passk")
         assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:8000", "http://x:port/v1", "http://x:99999/v1", "http://[::1", "http://x y"]
+)
+def test_an_address_that_is_none_is_one_sentence(address: str) -> None:
+    with pytest.raises(InputError, match="is no address"):
+        Served(address, "tiny", "TEST_KEY", 1, "passk")
+
+
+@pytest.mark.parametrize("key", ["sk-two\nlines", "\u201csk-quoted\u201d", "sk-\x00"])
+def test_a_key_that_no_request_can_carry_is_one_sentence_without_it(key: str) -> None:
+    with pytest.raises(SetupError, match=r"the key in \$TEST_KEY holds a character") as caught:
+        header_key("TEST_KEY", {"TEST_KEY": key})
+    assert "sk-" not in str(caught.value)
+    assert header_key("TEST_KEY", {"TEST_KEY": " sk-fine\n"}) == "sk-fine"
+
+
+def test_a_short_word_for_a_server_that_checks_no_key_is_no_secret() -> None:
+    # Taken out of a verdict, "A" would leave none.
+    assert Redaction("A")("[[A]]") == "[[A]]" and Redaction("none")("none of them") == "none of them"
+    assert Redaction(KEY)(f"no: {KEY}") == "no: [key]"
