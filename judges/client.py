@@ -26,11 +26,12 @@ import openai
 
 from judges.cache import Cache, request_key
 from judges.costs import BYTES_PER_TOKEN, Budget, SpentError, prompt_tokens
-from judges.judge import OPENAI, Judge, checked_url, key_for
+from judges.judge import Judge
 from judges.limits import Limits, StoppedError
 from judges.protocols import Message, Protocol
 from judges.replies import (
     FILTERED,
+    MALFORMED,
     CallError,
     FatalError,
     FilteredError,
@@ -44,20 +45,6 @@ from judges.replies import (
     to_store,
 )  # fmt: skip
 from selectkd_eval.errors import InputError
-
-__all__ = [
-    "OPENAI",
-    "CallError",
-    "Client",
-    "FatalError",
-    "FilteredError",
-    "NotAskedError",
-    "OverBudgetError",
-    "Reply",
-    "checked_url",
-    "key_for",
-    "retry_after",
-]
 
 RETRIES = 6
 TIMEOUT_S = 600.0  # a reply that is given up on was paid for all the same, so wait long
@@ -146,10 +133,6 @@ class Client:
         self.cache.put(key, self.model, sample, to_store(reply), seconds)
         self.paid += 1
 
-    def reply_of(self, body: Mapping[str, Any]) -> Reply:
-        """A chat completion's body as a reply. Raises ValueError, TypeError, LookupError or AttributeError."""
-        return reply_of(body, self.redact)
-
     async def _pay(self, request: dict[str, Any], key: str, sample: int) -> Reply:
         try:
             reserved = await self.budget.reserve(request)
@@ -182,8 +165,8 @@ class Client:
                 raise CallError(f"no connection to {self.base_url}: {self.cause(error)}") from None
             self._adopt(response.headers)
             try:
-                reply = self.reply_of(json.loads(response.content))
-            except (ValueError, TypeError, LookupError, AttributeError):
+                reply = reply_of(json.loads(response.content), self.redact)
+            except MALFORMED:
                 malformed += 1
                 if malformed == MALFORMED_TRIES:
                     # Some servers say what is wrong in a reply that is none, and proxies have pages of their own.

@@ -14,10 +14,12 @@ from judge_server import JudgeServer, serving
 
 from judges import client as client_module
 from judges.cache import Cache, request_key
-from judges.client import CallError, Client, FatalError, NotAskedError, Reply, checked_url, key_for
-from judges.judge import Judge
+from judges.client import Client
+from judges.judge import Judge, key_for
 from judges.protocols import PROTOCOLS, Protocol
+from judges.replies import CallError, FatalError, NotAskedError, Reply
 from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.served import checked_url
 
 KEY = "sk-a/secret-that-must-not-leak"
 PROTOCOL = PROTOCOLS["selectkd"]
