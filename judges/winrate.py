@@ -7,6 +7,7 @@ stdout are computed from the record's rows by the same functions that tables and
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,22 +57,26 @@ def _published(options: WinrateOptions) -> replay.Published | None:
         return None
     if not what:
         raise InputError(f"--judge {options.judge!r} names no file: replay:FILE")
+    idle = [name for name in _ASKING if getattr(options, name) != getattr(WinrateOptions, name)]
+    if idle:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        print(f"{flags}: without effect, for the verdicts of {what} are taken as they stand", file=sys.stderr)
     return replay.open_file(Path(what))
 
 
-def _replayed(options: WinrateOptions, found: replay.Published) -> Path:
-    """The record of published judgements: the rows of the file, of the first --limit prompts."""
+# What decides how a judge is asked, and of whom.
+_ASKING = ("candidate", "baseline", "protocol", "repeats", "base_url", "batch", "max_cost")
+
+
+def _replayed(options: WinrateOptions, found: replay.Published) -> Path | None:
+    """The record of published judgements: the rows of the file, of the first --limit prompts. None for --dry-run."""
     kept = list(dict.fromkeys(row["prompt"] for row in found.rows))[: options.limit]
     first = set(kept)
-    facts = {
-        "judge": found.judge,
-        "protocol": found.protocol,
-        "candidate": found.candidate,
-        "baseline": found.baseline,
-        "prompts": {**found.prompts, "n": len(kept)},
-        "weighted": found.weighted,
-        "format": found.format,
-    }
+    if options.dry_run:
+        n = sum(row["prompt"] in first for row in found.rows)
+        print(f"no calls: {n:,} judgements of {len(kept):,} prompts are in the file")
+        return None
+    facts = {**found.facts(), "prompts": {**found.prompts, "n": len(kept)}}
     with records.open_record("winrate", options, inputs={"judgements": found.sha256}, facts=facts) as record:
         for row in () if record.complete else found.rows:
             if row["key"] not in record.done and row["prompt"] in first:
@@ -132,12 +137,14 @@ def _sides(options: WinrateOptions) -> tuple[WinrateOptions, Answers, Answers, i
     """Both sets of answers, the options with their names filled in, and how many prompts to judge."""
     options = replace(options, candidate=options.candidate or pairing.newest_record(options.out))
     candidate = pairing.load_answers(options.candidate, options.prompt_dir, options.allow_missing)
-    if options.baseline:
-        baseline = pairing.load_answers(options.baseline, options.prompt_dir, options.allow_missing)
-        return options, candidate, baseline, options.limit
     own = str(candidate.prompts.get("name", ""))
+    prompt_dir = options.prompt_dir or candidate.prompt_dir
+    # A record's options name the set that its command left out, so --like names it too.
+    if options.baseline not in ("", own):
+        baseline = pairing.load_answers(options.baseline, prompt_dir, options.allow_missing)
+        return options, candidate, baseline, options.limit
     try:
-        baseline = pairing.load_answers(own, options.prompt_dir or candidate.prompt_dir)
+        baseline = pairing.load_answers(own, prompt_dir)
     except InputError as error:
         raise InputError(
             f"{candidate.name} needs something to be compared with, and its prompt set is no help ({error}): "

@@ -20,6 +20,7 @@ from judges.cache import Cache
 from judges.protocols import BOTH_ORDERS, in_words
 from judges.replay import alpaca_eval
 from selectkd_eval import records, win_rates
+from selectkd_eval.cli import main
 from selectkd_eval.errors import InputError
 from selectkd_eval.records import Record, canonical
 from selectkd_eval.verbs import WinrateOptions
@@ -38,17 +39,8 @@ FILES = {
 
 def recorded(found: replay.Published, directory: Path) -> Record:
     """The record that these judgements make."""
-    facts = {
-        "judge": found.judge,
-        "protocol": found.protocol,
-        "candidate": found.candidate,
-        "baseline": found.baseline,
-        "prompts": found.prompts,
-        "weighted": found.weighted,
-        "format": found.format,
-    }
     options = WinrateOptions(out=directory, judge="replay:file")
-    with records.open_record("winrate", options, inputs={"judgements": found.sha256}, facts=facts) as record:
+    with records.open_record("winrate", options, inputs={"judgements": found.sha256}, facts=found.facts()) as record:
         for row in found.rows:
             record.write(**row)
         record.finish()
@@ -306,6 +298,24 @@ def test_a_record_is_replayed_with_its_facts_and_without_texts(tmp_path: Path) -
     rows = [{**row, "raw": "what the judge said"} for row in first.rows]
     spoken = recorded(replay.Published(**{**vars(replay.open_file(first.path)), "rows": rows}), tmp_path / "three")
     assert all("raw" not in row for row in replay.open_file(spoken.path).rows)
+
+
+def test_the_command_makes_a_record_of_a_file_once_and_keeps_how_the_answers_were_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [annotation(instruction=word, preference=1 + (word != "P")) for word in "PQR"]
+    decoded = {"candidate": {"temperature": 0.8}, "baseline": None}
+    found = replay.Published(
+        **{**vars(replay.open_file(written(tmp_path, entries))), "generation": decoded, "format": "record"}
+    )
+    line = ["winrate", "--judge", f"replay:{recorded(found, tmp_path / 'first').path}", "--limit", "2"]
+    line += ["--out", str(tmp_path / "out"), "--resamples", "10"]
+    for _ in range(2):
+        assert main(line) == 0
+        assert capsys.readouterr().out.startswith("win rate 50.00 %")  # P lost, Q won, R is one too many
+    (path,) = (tmp_path / "out").iterdir()
+    again = records.read(path)
+    assert len(again.rows) == 2 == again.facts["prompts"]["n"] and again.facts["generation"] == decoded
 
 
 def test_an_unfinished_record_is_refused_by_its_own_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ _NOTE = "published judgements, read from a file"
 class Published:
     """The judgements of one file: one candidate against one baseline, by one judge or one group of raters.
 
-    `judge`, `protocol`, `candidate`, `baseline` and `prompts` are header facts of a record, `rows` its rows;
-    `weighted` says that the judge gave probabilities. `sha256` is the digest of the file as it lies on the disk.
+    `rows` are the rows of a record; all but `sha256`, the digest of the file as it lies on the disk, are facts of its
+    header. `weighted` says that the judge gave probabilities, `generation` how both sides decoded, where it is known.
     """
 
     format: str
@@ -40,7 +40,12 @@ class Published:
     prompts: dict[str, Any]
     rows: list[Row]
     weighted: bool = False
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a record's header says about them."""
+        names = ("judge", "protocol", "candidate", "baseline", "generation", "prompts", "weighted", "format")
+        return {name: getattr(self, name) for name in names}
 
 
 def judge(name: str, note: str = "", **more: Any) -> dict[str, Any]:

@@ -56,5 +56,5 @@ def load(content: bytes, path: Path, sha256: str) -> Published:
             for row in found.rows
         ],
         weighted=bool(facts.get("weighted")),
-        generation=facts.get("generation") or {},
+        generation=facts.get("generation"),
     )
