@@ -58,7 +58,7 @@ def load_answers(name: str, prompt_dir: Path | None = None, missing_ok: bool = F
     `missing_ok`.
     """
     path = Path(name)
-    if path.is_file() and _is_record(path):
+    if path.is_file() and records.is_record(path):
         return _from_record(path, missing_ok)
     if path.is_file():
         prompts = load_prompts(name).prompts
@@ -144,13 +144,6 @@ def _partner(baseline: Answers, prompt: str, seed: int) -> str | None:
             f"{', '.join(map(str, sorted(answers)))}): answer with the same --seeds on both sides"
         )
     return answers.get(seed)
-
-
-def _is_record(path: Path) -> bool:
-    if path.suffix != ".jsonl":
-        return False
-    with path.open("rb") as file:
-        return b'"type":"header"' in file.readline()
 
 
 def _from_record(path: Path, missing_ok: bool) -> Answers:

@@ -104,10 +104,7 @@ def _author(data: str) -> str | None:
     authors = []
     for part in data.split(","):
         path = Path(part.strip())
-        if path.suffix != ".jsonl" or not path.is_file():
+        if not path.is_file() or not records.is_record(path):
             return None
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if '"type":"header"' not in file.readline():
-                return None
         authors.append(str(records.read(path, verb="answer").facts["model"]["name"]))
     return ", ".join(dict.fromkeys(authors))

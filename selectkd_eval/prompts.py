@@ -133,7 +133,7 @@ def _named_set(name: str, path: Path) -> tuple[list[Prompt], str]:
 
 
 def _from_file(path: Path) -> Iterator[Prompt]:
-    if _is_record(path):
+    if records.is_record(path):
         for row in records.read(path, verb="answer").good:
             source = str(row.get("source") or path)
             yield Prompt(row["text"], row["answer"], source, {"seed": row["seed"], "finish": row["finish"]})
@@ -185,12 +185,6 @@ def _single_turn(turns: Sequence[Any], where: str) -> tuple[str, str | None]:
     if not str(texts[0]).strip():
         raise InputError(f"the prompt of {where} is empty: write it or remove the entry")
     return str(texts[0]), str(texts[1]) if len(texts) > 1 else None
-
-
-def _is_record(path: Path) -> bool:
-    with path.open("rb") as file:
-        first = file.readline()
-    return first.startswith(b"{") and b'"type":"header"' in first
 
 
 def read_json_rows(path: Path) -> list[dict[str, Any]]:

@@ -213,6 +213,17 @@ def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = No
     return record
 
 
+def is_record(path: Path) -> bool:
+    """Whether a file begins as a record does; no more than its first line is read."""
+    with path.open("rb") as file:
+        return begins_record(file.readline())
+
+
+def begins_record(line: bytes) -> bool:
+    """Whether this is the first line of a record."""
+    return line.startswith(b"{") and b'"type":"header"' in line
+
+
 def read_all(directory: str | Path, verb: str | None = None) -> tuple[list[Record], list[Path]]:
     """Every finished record below a directory, sorted by name, and the paths of the unfinished ones."""
     finished, unfinished = [], []

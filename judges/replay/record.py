@@ -19,8 +19,7 @@ _TEXTS = ("raw",)
 
 def fits(content: bytes) -> bool:
     """Whether the content begins like a record."""
-    first = content.partition(b"\n")[0]
-    return first.startswith(b"{") and b'"type":"header"' in first
+    return records.begins_record(content.partition(b"\n")[0])
 
 
 def load(content: bytes, path: Path, sha256: str) -> Published:
