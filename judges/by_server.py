@@ -102,8 +102,9 @@ class Session:
             except OverBudgetError:
                 raise SetupError(
                     f"stopped at {costs.dollars(self.costs.spent)} of {costs.dollars(self.costs.most or 0)}: "
-                    f"{bar.judged} of {bar.judged + bar.left} comparisons are judged and kept in {record.path}; raise "
-                    f"--max-cost and give the same command to go on"
+                    f"{bar.judged} of {bar.judged + bar.left} comparisons are judged and kept in {record.path}, and "
+                    f"the next one may cost up to {costs.dollars(self.costs.refused)}; raise --max-cost and give the "
+                    f"same command to go on"
                 ) from None
             except FatalError as error:
                 raise SetupError(

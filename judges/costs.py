@@ -98,6 +98,9 @@ def _reply_length(judge: Judge, protocol: Protocol, cache: Cache | None) -> tupl
 def lines(plan: Plan) -> list[str]:
     """The plan for a reader, the number of calls first."""
     judge, one = plan.judge, plan.calls == 1
+    if not plan.calls:
+        cached = f" ({plan.cached:,} replies are in the cache)" if plan.cached else ""
+        return [f"no calls: nothing is left to ask {judge.name}{cached}"]
     source = f"the mean of {plan.seen} replies in the cache" if plan.seen else "a typical length"
     out = [
         f"{plan.calls:,} call{'' if one else 's'} to {judge.name} for {plan.comparisons:,} judgements"
@@ -156,6 +159,8 @@ class Budget:
         if most is not None and not most > 0:
             raise InputError(f"--max-cost must be more than 0, but {most:g} was given")
         self.judge, self.most, self.spent = judge, most, spent
+        self.refused = 0.0
+        """What the call that was not let through might have cost."""
         self._reserved = 0.0
         self._in_flight = 0
         self._longest = LONGEST_REPLY
@@ -171,6 +176,7 @@ class Budget:
         async with self._settled:
             while self.spent + self._reserved + money > self.most:
                 if not self._in_flight:
+                    self.refused = money
                     raise SpentError
                 await self._settled.wait()
             self._reserved += money

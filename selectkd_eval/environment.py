@@ -69,14 +69,15 @@ def expect_hub() -> None:
 
     What it has fetched before is still found. Behind a proxy only the proxy knows the name, so nothing is done there.
     """
-    hub = require("huggingface_hub", "a model or data set from the hub", "train")
+    # By its own name: the package shows it only once somebody has imported it.
+    constants: Any = require("huggingface_hub.constants", "a model or data set from the hub", "train")
     proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    if hub.constants.HF_HUB_OFFLINE or any(os.environ.get(name) for name in proxies):
+    if constants.HF_HUB_OFFLINE or any(os.environ.get(name) for name in proxies):
         return
     try:
-        socket.getaddrinfo(urlsplit(hub.constants.ENDPOINT).hostname, None)
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
     except OSError:
-        hub.constants.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = True
 
 
 def available_cores() -> int:

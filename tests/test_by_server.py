@@ -173,6 +173,7 @@ def test_the_money_stops_the_run_before_it_is_exceeded_and_more_of_it_goes_on(tm
         paid = len(server.requests)
         assert len(rows) == paid and 0.25 - 0.11 <= paid * 0.0015 <= 0.25
         assert f"stopped at US$ {paid * 0.0015:.2f} of US$ 0.25: {paid} of 300 comparisons are judged" in errors[0]
+        assert "and the next one may cost up to US$ 0.1" in errors[0]
         assert "raise --max-cost and give the same command" in errors[0]
         # The same bound is spent already: nothing is asked.
         assert judged(options, tasks_of(300))[0] == {} and len(server.requests) == paid

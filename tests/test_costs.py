@@ -64,6 +64,7 @@ def test_the_lines_say_that_it_is_an_estimate_and_what_a_batch_saves() -> None:
     assert said.startswith("3 calls to j for 3 judgements") and "estimated" in said
     assert f"US$ {plan.money:.2g}, US$ {plan.batch_money:.2g} with --batch" in said and "noted yesterday" in said
     free = costs.lines(costs.estimate([task(0)], replace(JUDGE, price_in=None), PROTOCOL))
+    assert costs.lines(costs.estimate([], JUDGE, PROTOCOL)) == ["no calls: nothing is left to ask j"]
     assert "1 call to j" in free[0] and "price unknown" in free[-1] and "judges.toml" in free[-1]
 
 

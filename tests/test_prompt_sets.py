@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -125,6 +128,15 @@ def test_what_is_missing_is_one_sentence(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     with pytest.raises(InputError, match=sentence):
         load_prompts(name, prompt_dir=None if directory is None else tmp_path / directory)
+
+
+def test_the_hub_is_asked_by_a_program_that_has_loaded_nothing_else(tmp_path: Path) -> None:
+    # The hub's package shows its `constants` only to those who came after another who wanted them.
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    hub_cache(tmp_path, [{"instruction": "Hi", "output": "Ho"}])
+    code = "from selectkd_eval.prompts import load_prompts; print(len(load_prompts('alpaca-eval').prompts))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_the_list_names_sets_that_are_not_at_hand(capsys: pytest.CaptureFixture[str]) -> None:

@@ -374,3 +374,32 @@ def test_of_several_answer_records_the_one_that_is_judged_is_named(
     with serving() as server:
         assert main(command(tmp_path, server.url)) == 0
     assert f"judging {new}, the newest of 2 finished answer records (new on {prompts})" in capsys.readouterr().err
+
+
+def test_like_repeats_a_command_that_left_the_baseline_to_the_prompt_set(tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    rows = [{"prompt": f"p{i}", "generated_text": "ref"} for i in range(4)]
+    (tmp_path / "sets" / "evol_inst_eval.json").write_text(json.dumps(rows))
+    words = ["answer", "--prompts", "evol-instruct", "--prompt-dir", str(tmp_path / "sets"), "--limit", "2"]
+    assert main([*words, "--max-new-tokens", "4", "--out", str(tmp_path)]) == 0
+    with serving() as server:
+        assert main(command(tmp_path, server.url)) == 0
+        before = judged(tmp_path)
+        assert before.options["baseline"] == "evol-instruct" and len(before.rows) == 2
+        assert main(["winrate", "--like", str(before.path), "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.glob("winrate-*.jsonl")] == [before.path.name]
+
+
+def test_what_cannot_change_published_verdicts_is_named_and_a_dry_run_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as server:
+        assert main(command(tmp_path, server.url, *two_records(tmp_path))) == 0
+    words = ["winrate", "--judge", f"replay:{judged(tmp_path).path}", "--out", str(tmp_path / "new")]
+    capsys.readouterr()
+    assert main([*words, "--dry-run", "--limit", "5", "--protocol", "mtbench", "--repeats", "2"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "no calls: 5 judgements of 5 prompts are in the file\n"
+    assert printed.err.startswith("--protocol, --repeats: without effect") and not (tmp_path / "new").exists()
+    assert main(words) == 0
+    assert "without effect" not in capsys.readouterr().err
