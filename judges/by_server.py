@@ -84,7 +84,7 @@ class Session:
         """What judging these would take: calls, tokens and money. Asks nothing, and writes nothing."""
         if not self.cache.is_file():
             return costs.lines(costs.estimate(todo, self.served, self.protocol))
-        with Cache(self.cache) as cache:
+        with Cache(self.cache, reading=True) as cache:
             return costs.lines(costs.estimate(todo, self.served, self.protocol, cache))
 
     def judge(self, record: Writer, todo: Sequence[Task], write: Write) -> bool:
@@ -96,7 +96,8 @@ class Session:
         self.costs.spent = sum(costs.price(self.served, row.get("usage") or {}) or 0.0 for row in rows)
         if self.calling and (pace := presets.limits(self.served)) and self.served.limited:
             print(f"{self.served.name}: at most {pace}; --requests-per-minute, --tokens-per-minute", file=sys.stderr)
-        with Cache(self.cache) as cache, Progress(self.options.judge, len(todo), rows, self.costs) as bar:
+        name, reading = self.options.judge, not self.calling
+        with Cache(self.cache, reading=reading) as cache, Progress(name, len(todo), rows, self.costs) as bar:
             try:
                 asyncio.run(self._ask(todo, cache, bar, write))
             except OverBudgetError:
@@ -137,7 +138,7 @@ def judge_of_cache(options: WinrateOptions, cache: Path) -> Judge:
     """The one judge whose replies a cache holds. Raises InputError when there are none, or several."""
     if not cache.is_file():
         raise InputError(f"there is no judge cache {cache}: give the {CACHE} beside the records")
-    with Cache(cache) as kept:
+    with Cache(cache, reading=True) as kept:
         models = kept.models()
     if len(models) != 1:
         held = f"of {len(models)} judges ({', '.join(models)})" if models else "of no judge"

@@ -30,11 +30,14 @@ _COLUMNS = {
 
 
 class Cache:
-    """Replies by request. Safe to share between processes: SQLite's write-ahead log takes care of it."""
+    """Replies by request. Safe to share between processes: SQLite's write-ahead log takes care of it.
 
-    def __init__(self, path: Path) -> None:
+    With `reading` the file is only looked into, wherever it lies.
+    """
+
+    def __init__(self, path: Path, *, reading: bool = False) -> None:
         self.path = path
-        self._kept = Kept(path, "replies", _COLUMNS, "judge cache", "--out")
+        self._kept = Kept(path, "replies", _COLUMNS, "judge cache", "--out", reading=reading)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The stored reply, or None."""

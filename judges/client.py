@@ -119,7 +119,9 @@ class Client:
             if (stored := self.stored(key)) is not None:
                 return stored
             if not self.calling:
-                raise NotAskedError("not in the cache")
+                raise NotAskedError(
+                    "its reply is not in the cache: that is of other answers, protocol, address or repeat"
+                )
             self.refuse_too_long(request)
             return await self._pay(request, key, sample)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from judges import agreement, families, lengths, positions, protocols, replay
+from judges import agreement, costs, families, lengths, positions, protocols, replay
+from judges.judge import Judge
 from judges.resampling import Resampling
 from judges.wording import line, share, some
 from selectkd_eval import measures, stats, win_rates
@@ -215,4 +216,11 @@ def _spent(record: Record) -> list[str]:
         total.update(usage)
     calls = sum(int(row.get("replies") or 0) for row in record.rows)
     tokens = f"{total['prompt_tokens']:,} tokens in and {total['completion_tokens']:,} out"
-    return line("asked", f"{some(calls, 'reply', 'replies')}, {tokens}")
+    return line("asked", f"{some(calls, 'reply', 'replies')}, {tokens}{_money(record.facts['judge'], total)}")
+
+
+def _money(judge: Mapping[str, Any], usage: Mapping[str, int]) -> str:
+    """What the replies cost by the prices that the record holds; nothing where it holds none."""
+    priced = Judge(name="", model="", base_url="", **(judge.get("prices") or {}))
+    money = costs.price(priced, usage, batch=judge["kind"] == "batch")
+    return "" if money is None else f", {costs.dollars(money)} by the prices noted in the record"

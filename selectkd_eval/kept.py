@@ -21,19 +21,23 @@ _AT_ONCE = 500  # keys in one question: older SQLite takes 999
 
 class Kept:
     """Rows by key in one file. `columns` are name and SQL type, the key first; `what` and `option` are the words for
-    messages: what the file is to the user, and the option that names another one.
+    messages: what the file is to the user, and the option that names another one. With `reading` nothing is put into
+    a file that exists, and it is left as it is: it may lie where nobody can write.
     """
 
-    def __init__(self, path: Path, table: str, columns: dict[str, str], what: str, option: str) -> None:
+    def __init__(
+        self, path: Path, table: str, columns: dict[str, str], what: str, option: str, *, reading: bool = False
+    ) -> None:
         self.path, self.table, self.what, self.option = path, table, what, option
         self._columns = list(columns)
         self._lock = threading.Lock()  # one connection serves all threads, a transaction at a time
         with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._database = self._as_it_is() if reading else self._opened()
         try:
             with self._explained():
                 self._refuse_foreign()
+                if reading:
+                    return
                 self._database.execute("PRAGMA journal_mode=WAL")
                 # NORMAL survives the process being killed; only a power cut can cost the last rows.
                 self._database.execute("PRAGMA synchronous=NORMAL")
@@ -43,6 +47,20 @@ class Kept:
         except BaseException:
             self._database.close()
             raise
+
+    def _opened(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+
+    def _as_it_is(self) -> sqlite3.Connection:
+        # A write-ahead log is read through a file of shared memory beside it. Where nobody writes there is none, and
+        # SQLite must be told that the file stays as it is.
+        log = self.path.with_name(f"{self.path.name}-wal")
+        written = log.is_file() and log.stat().st_size > 0
+        how = "mode=ro" if written else "mode=ro&immutable=1"
+        return sqlite3.connect(
+            f"{self.path.resolve().as_uri()}?{how}", uri=True, timeout=60, isolation_level=None, check_same_thread=False
+        )
 
     def find(self, keys: Sequence[str], column: str) -> dict[str, Any]:
         """The values of one column for those of the keys that are kept."""

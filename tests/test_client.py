@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +330,35 @@ def test_a_negative_count_gives_no_money_back(store: Path) -> None:
 @pytest.mark.parametrize("shown", ["http://x:1/v1", "http://x:1/v1/", "http://x:1/v1/chat/completions/"])
 def test_the_whole_address_of_a_request_is_the_address_of_its_server(shown: str) -> None:
     assert checked_url(shown) == "http://x:1/v1"
+
+
+def test_a_cache_is_read_where_nobody_can_write() -> None:
+    # The directory for all tests is its owner's alone, and root may write wherever it likes.
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        store = Path(directory) / "c.sqlite"
+        with Cache(store) as kept:
+            kept.put("key", "model", 0, {"text": "[[A]]"}, 0.1)
+        store.chmod(0o444)
+        Path(directory).chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(SetupError, match="cannot be used"):
+                Cache(store)
+            with Cache(store, reading=True) as kept:
+                assert kept.models() == ["model"] and kept.get("key") == {"text": "[[A]]"}
+        finally:
+            os.seteuid(user)
+        assert [file.name for file in Path(directory).iterdir()] == ["c.sqlite"]
+        Path(directory).chmod(0o755)
+
+
+def test_a_reader_sees_what_another_process_is_writing(store: Path) -> None:
+    with Cache(store) as writer:
+        writer.put("key", "model", 0, {"text": "[[A]]"}, 0.1)
+        with Cache(store, reading=True) as reader:
+            assert reader.known(["key"]) == {"key"}
+            writer.put("other", "model", 0, {"text": "[[B]]"}, 0.1)
+            assert reader.known(["other"]) == {"other"}

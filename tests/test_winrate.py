@@ -403,3 +403,15 @@ def test_what_cannot_change_published_verdicts_is_named_and_a_dry_run_writes_not
     assert printed.err.startswith("--protocol, --repeats: without effect") and not (tmp_path / "new").exists()
     assert main(words) == 0
     assert "without effect" not in capsys.readouterr().err
+
+
+def test_what_the_replies_cost_is_said_where_the_judge_has_prices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as server:
+        judges = tmp_path / "judges.toml"
+        judges.write_text(f'[priced]\nbase_url = "{server.url}"\nprice_in = 1000\nprice_out = 2000\n')
+        words = ["--judge", "priced", "--judge-file", str(judges), "--out", str(tmp_path)]
+        assert main(["winrate", *words, *two_records(tmp_path)]) == 0
+    # 24 replies of 100 tokens in and 5 out.
+    assert "2,400 tokens in and 120 out, US$ 2.64 by the prices noted" in capsys.readouterr().out
