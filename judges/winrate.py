@@ -143,6 +143,11 @@ def _sides(options: WinrateOptions) -> tuple[WinrateOptions, Answers, Answers, i
     if options.baseline not in ("", own):
         baseline = pairing.load_answers(options.baseline, prompt_dir, options.allow_missing)
         return options, candidate, baseline, options.limit
+    if not own:
+        raise InputError(
+            f"{candidate.name} needs something to be compared with: give --baseline an answer record, a file of "
+            f"answers or a named set"
+        )
     try:
         baseline = pairing.load_answers(own, prompt_dir)
     except InputError as error:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ EMBEDDED_SETS = {
     for part in ("", ":test", ":labelled", ":train", ":validation")
 }
 NAMED = (*EMBEDDED_SETS, *PROMPT_SETS)
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can spell it, and no file can hold it
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,8 @@ def _prompt(row: dict[str, Any], where: str, source: str) -> Prompt:
 
     An `input` beside an `instruction` follows it after a blank line, as in AlpacaFarm.
     """
+    if not any(name in row for name in (*PROMPT_FIELDS, *CONVERSATION_FIELDS)):
+        row = {name.lower(): value for name, value in row.items()}  # WizardLM writes Instruction
     texts = [row[name] for name in PROMPT_FIELDS if isinstance(row.get(name), str)]
     turns = next((row[n] for n in (*CONVERSATION_FIELDS, *PROMPT_FIELDS) if isinstance(row.get(n), list)), None)
     answer = next((row[name] for name in ANSWER_FIELDS if isinstance(row.get(name), str)), None)
@@ -160,11 +165,14 @@ def _prompt(row: dict[str, Any], where: str, source: str) -> Prompt:
     if text is None and texts:
         raise InputError(f"the prompt of {where} is empty: write it or remove the entry")
     if text is None:
-        looked = ", ".join((*PROMPT_FIELDS, *CONVERSATION_FIELDS))
+        looked = (*PROMPT_FIELDS, *CONVERSATION_FIELDS)
+        found = ", ".join(f"{name}, which is no text" if name in looked else name for name in row)
         raise InputError(
-            f"{where} has no prompt (looked for {looked}; found {', '.join(map(str, row)) or 'nothing'}): "
-            f"rename its field"
+            f"{where} has no prompt (looked for {', '.join(looked)}; found {found or 'nothing'}): rename its field"
         )
+    for what, written in (("prompt", text), ("answer", answer or "")):
+        if _HALF.search(written):
+            raise InputError(f"the {what} of {where} holds half a character (\\ud800 to \\udfff alone): correct it")
     return Prompt(text, answer, str(row.get("dataset") or source))
 
 
@@ -190,7 +198,7 @@ def _single_turn(turns: Sequence[Any], where: str) -> tuple[str, str | None]:
 def read_json_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a .json list or a .jsonl file, gzipped or not; an InputError names the line that is broken."""
     try:
-        text = _uncompressed(path).decode("utf-8")
+        text = _uncompressed(path).decode("utf-8-sig")  # Windows puts a mark at the front
     except UnicodeDecodeError as error:
         raise _unreadable(path, error) from None
     if text.lstrip().startswith("["):
@@ -206,7 +214,7 @@ def read_json_rows(path: Path) -> list[dict[str, Any]]:
 def _uncompressed(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
 
 
@@ -220,6 +228,8 @@ def _parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         raise InputError(f"{where} is not valid JSON ({what} at column {error.colno}): mend or remove it") from None
+    except (RecursionError, ValueError):
+        raise InputError(f"{where} is nested too deeply or holds a number of thousands of digits: mend it") from None
 
 
 def _unique(prompts: Iterable[Prompt], limit: int | None) -> Iterator[Prompt]:

@@ -115,6 +115,11 @@ def test_an_answer_record_is_a_data_set(tmp_path: Path) -> None:
         (b"", "holds no prompts"),
         (b'{"prompt": " ", "answer": "b"}', "the prompt of entry 1 of .* is empty"),
         (b'{"prompt": "a', "Unterminated string starting at column 12"),
+        (b'{"prompt": null}', "has no prompt .* found prompt, which is no text"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
+        (b'{"prompt": "a \\ud800"}', "the prompt of entry 1 of .* holds half a character"),
+        (b'{"prompt": "a", "answer": "\\udfff"}', "the answer of entry 1 of .* holds half a character"),
     ],
 )
 def test_unreadable_files_are_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -155,3 +160,18 @@ def test_an_empty_answer_is_its_end_token(tiny_pair: TinyPair) -> None:
     tokenizer = load_tokenizer(str(tiny_pair.teacher))
     ids, response = encode_example(tokenizer, "Say :", "", 64)
     assert [i for i, r in zip(ids, response, strict=True) if r] == [tokenizer.eos_token_id]
+
+
+def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps([{"prompt": f"p{i}"} for i in range(99)]).encode())
+    path = tmp_path / "a.json.gz"
+    for content in (whole[:-30], whole[:40] + b"\xff" * 40 + whole[80:], b"\x1f\x8b" + whole[9:]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="cannot read"):
+            load_prompts(str(path))
+
+
+def test_a_file_written_on_windows_and_fields_in_capitals_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"Instruction": "a", "Response": "b"}\r\n{"Instruction": "c", "Input": "d"}\r\n')
+    assert [(p.text, p.answer) for p in load_prompts(str(path)).prompts] == [("a", "b"), ("c\n\nd", None)]

@@ -415,3 +415,11 @@ def test_what_the_replies_cost_is_said_where_the_judge_has_prices(
         assert main(["winrate", *words, *two_records(tmp_path)]) == 0
     # 24 replies of 100 tokens in and 5 out.
     assert "2,400 tokens in and 120 out, US$ 2.64 by the prices noted" in capsys.readouterr().out
+
+
+def test_a_file_of_answers_without_a_set_needs_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = tmp_path / "mine.jsonl"
+    answers.write_text(json.dumps({"prompt": "p", "answer": "a"}) + "\n")
+    assert main(["winrate", "--out", str(tmp_path), "--candidate", str(answers)]) == 2
+    error = capsys.readouterr().err
+    assert "mine.jsonl needs something to be compared with: give --baseline" in error and "''" not in error
