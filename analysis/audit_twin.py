@@ -54,7 +54,7 @@ def read(path: Path) -> Twin:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a CSV or the .json of `table`") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON in UTF-8 ({error}): give the .json that `table` wrote") from None
     try:
         columns = [": ".join(filter(None, (column["group"], column["label"]))) for column in content["columns"]]

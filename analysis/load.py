@@ -206,9 +206,10 @@ class Library:
                 "sha256": prompts.get("sha256"),
                 "baseline": baseline,
                 "judge": judge.get("name", record.options.get("judge", "")),
-                "judge_kind": judge.get("kind", ""),
-                "judge_weights": (judge.get("model") or {}).get("fingerprint"),
-                "server": record.options.get("base_url"),
+                # A served judge says the same live and by batch.
+                "judge_kind": {"batch": "server"}.get(str(judge.get("kind")), judge.get("kind", "")),
+                "judge_weights": _judge_digest(judge),
+                "server": judge.get("base_url") or record.options.get("base_url"),
                 "tie_band": judge.get("tie_band"),
                 "decoding": canonical(facts.get("generation")),
                 "protocol": protocol.get("name", ""),
@@ -297,6 +298,12 @@ def library(directory: Path) -> Library:
         also = f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise InputError(f"{directory} holds no finished record{also}: measure something first, or give --records")
     return Library(finished, unfinished)
+
+
+def _judge_digest(judge: Mapping[str, Any]) -> str | None:
+    """What tells two judges of one name apart: a local model's weights, or how a served one is asked."""
+    model = judge.get("model")
+    return model.get("fingerprint") if isinstance(model, Mapping) else judge.get("sha256")
 
 
 def _folder(card: Card) -> str:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import record_factory as make
+from judge_server import serving
+from judging import answer_record
 
 from analysis import figures, tables
+from analysis.grid import Grid
 from analysis.load import library
 from analysis.protocols import one_protocol, protocols, under
 from analysis.report import page
@@ -69,3 +72,25 @@ def test_seeds_have_a_wider_interval_and_a_column_says_what_it_settles(mixed: Pa
     notes = "\n".join(table.notes)
     assert "prompts and seeds both resampled" in notes
     assert "Smallest difference that mini-stories vs" in notes
+
+
+def test_records_of_a_served_judge_are_tabled_live_and_by_batch_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    base = answer_record(tmp_path, "base", {f"prompt {i}": ["y" * 6] for i in range(12)})
+    with serving() as server:
+        for name, n in (("one", 9), ("two", 7)):
+            mine = answer_record(tmp_path, name, {f"prompt {i}": ["x" * (n if i % 3 else 3)] for i in range(12)})
+            words = ["winrate", "--judge", "served", "--base-url", server.url, "--out", str(tmp_path)]
+            assert main([*words, "--candidate", str(mine), "--baseline", str(base), "--name", name]) == 0
+    (path,) = tmp_path.glob("winrate-two-*.jsonl")
+    path.write_text(path.read_text().replace('"kind":"server"', '"kind":"batch"', 1))
+    places = ["--records", str(tmp_path), "--resamples", "50"]
+    capsys.readouterr()
+    assert main(["table", "1", *places, "--out", str(tmp_path / "tables")]) == 0
+    assert capsys.readouterr().out.count("66.67") >= 2
+    assert len(Grid(library(tmp_path), "winrate", 50).columns) == 1
+    assert main(["figure", "winrate", *places, "--out", str(tmp_path / "figures")]) == 0
+    assert main(["report", *places, "--out", str(tmp_path / "report.html")]) == 0
+    assert main(["audit", str(next((tmp_path / "tables").glob("*.json")))]) == 0
