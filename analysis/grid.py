@@ -36,7 +36,7 @@ class Grid:
                 self.found[measurement.column, measurement.method].append(measurement)
         self.columns = sorted({column for column, _ in self.found}, key=lambda column: (column.label, str(column.key)))
         self.methods = sorted({method for _, method in self.found}, key=lambda method: method.order)
-        self.notes: list[str] = list(library.pass_notes) if kind == "passk" else []
+        self.notes: list[str] = list(library.pass_notes if kind == "passk" else library.win_notes)
         self.estimate = cache(self._estimate)
         self.delta = cache(self._delta)
 

@@ -196,7 +196,34 @@ class Library:
     def _scored(self) -> tuple[list[pass_columns.Scored], list[str]]:
         return pass_columns.scored(self.records)
 
+    @property
+    def win_notes(self) -> list[str]:
+        """Which win rates are part of another one, and in no number of their own."""
+        return self._judged[1]
+
     def _winrates(self) -> Iterator[Measurement]:
+        for column, record in self._judged[0]:
+            yield self._measurement(column, record.facts.get("candidate") or {}, win_rates.win_rate(record), record)
+
+    @cached_property
+    def _judged(self) -> tuple[list[tuple[Column, Record]], list[str]]:
+        """Win-rate records by column, without those that a record of the same answers holds whole: a first try with
+        --limit would count twice.
+        """
+        whole: list[tuple[Column, Record]] = []
+        notes: list[str] = []
+        held: dict[tuple[Column, str], list[tuple[Record, set[str]]]] = defaultdict(list)
+        for column, record in sorted(self._win_columns(), key=lambda found: -len(found[1].rows)):
+            keys = {row["key"] for row in record.rows}
+            same = held[column, canonical(record.header.get("inputs"))]
+            if larger := next((other for other, known in same if keys <= known), None):
+                notes.append(f"{record.path.name} is left out: all its verdicts are in {larger.path.name} too.")
+                continue
+            same.append((record, keys))
+            whole.append((column, record))
+        return sorted(whole, key=lambda found: found[1].path.name), notes
+
+    def _win_columns(self) -> Iterator[tuple[Column, Record]]:
         for record in self.of("winrate"):
             facts = record.facts
             prompts, judge, protocol = (facts.get(name) or {} for name in ("prompts", "judge", "protocol"))
@@ -217,8 +244,7 @@ class Library:
                 "ties": win_rates.tie_rule(record),
             }
             label = f"{key['prompts'] or 'prompts'} vs {baseline}"
-            column = Column("winrate", label, tuple(key.items()))
-            yield self._measurement(column, facts.get("candidate") or {}, win_rates.win_rate(record), record)
+            yield Column("winrate", label, tuple(key.items())), record
 
     def _measurement(self, column: Column, card: Card, terms: Terms, record: Record) -> Measurement:
         return Measurement(column, self.method(card), card.get("seed"), terms, record)

@@ -94,3 +94,22 @@ def test_records_of_a_served_judge_are_tabled_live_and_by_batch_alike(
     assert main(["figure", "winrate", *places, "--out", str(tmp_path / "figures")]) == 0
     assert main(["report", *places, "--out", str(tmp_path / "report.html")]) == 0
     assert main(["audit", str(next((tmp_path / "tables").glob("*.json")))]) == 0
+
+
+def test_a_first_try_with_a_limit_is_not_counted_beside_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    base = answer_record(tmp_path, "base", {f"prompt {i}": ["y" * 6] for i in range(12)})
+    mine = answer_record(tmp_path, "mine", {f"prompt {i}": ["x" * (3 if i < 4 else 9)] for i in range(12)})
+    sides = ["--candidate", str(mine), "--baseline", str(base), "--out", str(tmp_path)]
+    with serving() as server:
+        words = ["winrate", "--judge", "served", "--base-url", server.url, *sides]
+        assert main([*words, "--limit", "4", "--name", "try"]) == 0
+        assert main(words) == 0
+    grid = Grid(library(tmp_path), "winrate", 50)
+    ((found,),) = grid.found.values()
+    assert found.terms.value == 8 / 12 and len(found.record.rows) == 12
+    capsys.readouterr()
+    assert main(["table", "1", "--records", str(tmp_path), "--out", str(tmp_path / "t"), "--resamples", "50"]) == 0
+    assert "is left out: all its verdicts are in winrate-" in capsys.readouterr().out
