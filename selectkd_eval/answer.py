@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import Prompt, load_prompts
 from selectkd_eval.records import Writer, open_record
 from selectkd_eval.served import Reply, Served
+from selectkd_eval.terminal import visible
 from selectkd_eval.verbs import AnswerOptions
 
 
@@ -80,26 +82,26 @@ def run(options: AnswerOptions) -> int:
 
 def _ask(source: _Local | _Server, pending: list[Question], record: Writer, total: int) -> int:
     """Write a row per reply as it comes; returns how many are errors."""
-    failed = 0
+    reasons: Counter[str] = Counter()
     with tqdm(total=total, initial=total - len(pending), desc="answer", unit="answer", file=sys.stderr) as bar:
         for question, reply in source.replies(pending) if pending else ():
             prompt = question.prompt
             row: dict[str, Any] = {"prompt": prompt.id, "text": prompt.text, "seed": question.seed}
             row["source"] = prompt.source
             if reply.error:
-                failed += 1
+                reasons[reply.error] += 1
                 record.write(question.key, **row, error=reply.error)
             else:
                 row |= {"answer": reply.text, "finish": reply.finish, "n_tokens": reply.n_tokens}
                 row |= {"reasoning": reply.reasoning} if reply.reasoning else {}
                 record.write(question.key, **row)
             bar.update()
-    if failed:
-        print(
-            f"{failed} of {len(pending)} prompts failed; run the same command again to ask only those again",
-            file=sys.stderr,
-        )
-    return failed
+    if reasons:
+        why, often = reasons.most_common(1)[0]
+        others = f" ({often} of them; the record has the others' reasons)" if len(reasons) > 1 else ""
+        said = f"{reasons.total()} of {len(pending)} prompts failed: {visible(why)}{others}"
+        print(f"{said}; run the same command again to ask only those again", file=sys.stderr)
+    return reasons.total()
 
 
 def _line(rows: list[dict[str, Any]], failed: int) -> str:

@@ -148,8 +148,8 @@ class Served:
         return Reply(
             self._clean(text),
             str(choice.finish_reason or "stop"),
-            body.usage.completion_tokens if body.usage else None,
-            body.usage.prompt_tokens if body.usage else None,
+            _count(body, "completion_tokens"),
+            _count(body, "prompt_tokens"),
             stop if isinstance(stop, str) else "",
         )
 
@@ -196,6 +196,12 @@ class Served:
         """Without the key, and without half characters, which no file can hold."""
         whole = text.encode("utf-8", "replace").decode()
         return whole.replace(self._key, "[key]") if is_secret(self._key) else whole
+
+
+def _count(body: Any, name: str) -> int | None:
+    """A number of tokens, where the server gives one: nothing obliges it to."""
+    said = getattr(body.usage, name, None)
+    return said if isinstance(said, int) and said >= 0 else None
 
 
 def checked_url(base_url: str, where: str = "--base-url") -> str:

@@ -191,6 +191,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.fails: dict[str, int] = {}
         self.reason = "length"
+        self.count: object = 7
         self.before = ""  # what stands before the answer
         self.thoughts: dict[str, str] = {}  # beside the answer
         self.asked: list[dict] = []
@@ -216,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
             "message": {"role": "assistant", "content": self.server.before + prompt.upper(), **self.server.thoughts},
         }
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}
+        reply["usage"] = {"prompt_tokens": 1, "completion_tokens": self.server.count, "total_tokens": 8}
         if status != 200:
             reply = {"error": {"message": f"no: {self.headers['Authorization']}", "code": None}}
         payload = json.dumps(reply).encode()
@@ -302,6 +303,27 @@ def test_a_servers_answers_are_training_text_and_students_text(
         assert student.ids[-1] == end
         whole = author.tokenizer.decode(student.ids, skip_special_tokens=True)
         assert whole in {f"{prompt.text} {prompt.text.upper()}" for prompt in text.text.prompts}
+
+
+def test_a_server_that_counts_oddly_loses_its_count_and_no_answer(
+    served: AnswerOptions, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.count = "many"
+    record = ask(served)
+    assert len(record.good) == 12 and {row["n_tokens"] for row in record.rows} == {None}
+    server.count = -7
+    assert {row["n_tokens"] for row in ask(replace(served, seeds=(1,))).rows} == {None}
+    assert "— tokens on average" in capsys.readouterr().out
+
+
+def test_why_prompts_failed_is_said_once(
+    served: AnswerOptions, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.fails = {"sees 1 ball": 400, "sees 2 ball": 400, "sees 3 ball": 422}
+    ask(served, code=1)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "3 of 12 prompts failed: BadRequestError: Error code: 400" in error
+    assert "(2 of them; the record has the others' reasons); run the same command again" in error
 
 
 def test_a_failed_prompt_is_asked_again_and_alone(served: AnswerOptions, server: Server) -> None:
