@@ -22,6 +22,7 @@ from selectkd_eval.ranges import check
 from selectkd_eval.terminal import visible
 from selectkd_eval.verbs import VERBS
 
+SECONDS_BETWEEN_LINES = 10
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,10 +62,20 @@ def _run(argv: Sequence[str]) -> int:
         print(f"selectkd-eval {__version__}")
         return 0
     check_packages()
+    _calm_progress()
     options = parse(argv)
     check(options)
     module, function = VERBS[argv[0]].function.split(":")
     return int(getattr(importlib.import_module(module), function)(options) or 0)
+
+
+def _calm_progress() -> None:
+    """In a file a progress bar is a line for each time that it is drawn: ten a second would fill megabytes overnight.
+
+    tqdm reads this when it is imported, which is later. Whoever sets it has the last word.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))
 
 
 def _drop_output() -> None:

@@ -123,6 +123,16 @@ def test_an_output_without_space_is_one_sentence() -> None:
     assert done.stderr == "selectkd-eval: no space left for the output: free some and run the same command again\n"
 
 
+def test_progress_in_a_file_is_a_line_now_and_then(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from selectkd_eval.cli import main; main(['list', 'protocols']); from tqdm import tqdm\n"
+        "for _ in tqdm(range(30)): time.sleep(0.02)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("\r") <= 3 and "30/30" in done.stderr
+
+
 def test_a_demo_in_a_place_that_is_no_directory_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
