@@ -49,6 +49,8 @@ def way(options: WinrateOptions, protocol: Protocol) -> Way:
     for flag, asked in (("--batch", options.batch), ("--max-cost", options.max_cost is not None)):
         if asked and kind in _UNPAID:
             raise InputError(f"{flag} is for a served judge that is paid, and {options.judge!r} is none: leave it out")
+    if options.base_url and kind in ("likelihood", "hf", "vllm"):
+        raise InputError(f"--base-url is for a served judge, and {options.judge!r} runs on this machine: leave it out")
     if kind == "likelihood":
         return _Likelihood(options, what)
     if kind in ("hf", "vllm"):

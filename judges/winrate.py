@@ -8,7 +8,6 @@ stdout are computed from the record's rows by the same functions that tables and
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from judges.summary import lines
 from judges.tasks import Task, row
 from judges.verdicts import Verdict
 from selectkd_eval import records
-from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.errors import InputError, SetupError, commonest
 from selectkd_eval.measures import Row
 from selectkd_eval.records import Record, Writer
 from selectkd_eval.terminal import visible
@@ -119,8 +118,7 @@ def _judged(options: WinrateOptions) -> Path | None:
 def _nothing_came(path: Path) -> str:
     """Why there is no win rate, where every question has failed: mostly all for one reason."""
     failed = records.read(path, unfinished_ok=True).failed
-    reasons = Counter(str(row["error"]) for row in failed)
-    why, how_often = reasons.most_common(1)[0]
+    why, how_often = commonest(str(row["error"]) for row in failed)
     rest = f", and {len(failed) - how_often} for other reasons, which are in {path}" if how_often < len(failed) else ""
     return (
         f"not one comparison got a verdict: {how_often} failed because {why}{rest}; the same command tries them again"

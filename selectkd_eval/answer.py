@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from selectkd_eval import reasoning
-from selectkd_eval.errors import InputError
+from selectkd_eval.errors import InputError, commonest
 from selectkd_eval.prompts import Prompt, load_prompts
 from selectkd_eval.records import Writer, open_record
 from selectkd_eval.served import Reply, Served
@@ -97,8 +97,8 @@ def _ask(source: _Local | _Server, pending: list[Question], record: Writer, tota
                 record.write(question.key, **row)
             bar.update()
     if reasons:
-        why, often = reasons.most_common(1)[0]
-        others = f" ({often} of them; the record has the others' reasons)" if len(reasons) > 1 else ""
+        why, often = commonest(reasons.elements())
+        others = f" ({often} of them; the record has the others' reasons)" if often < reasons.total() else ""
         said = f"{reasons.total()} of {len(pending)} prompts failed: {visible(why)}{others}"
         print(f"{said}; run the same command again to ask only those again", file=sys.stderr)
     return reasons.total()

@@ -7,7 +7,9 @@ what was found and what to do. Any other exception is a defect of ours and shows
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -31,3 +33,15 @@ def choose(name: str, table: Mapping[str, T], what: str) -> T:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(f"there is no {what} called {name!r}; {hint}known: {', '.join(sorted(table))}")
+
+
+def commonest(reasons: Iterable[str]) -> tuple[str, int]:
+    """The first of the reasons that occur most often, and how often; those that differ in numbers alone are one."""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for reason in reasons:
+        kind = re.sub(r"(?<!answered )(?<!code: )\b[0-9][0-9.,]*", "0", reason)  # a status is more than a number
+        first.setdefault(kind, reason)
+        counts[kind] += 1
+    kind, often = counts.most_common(1)[0]
+    return first[kind], often

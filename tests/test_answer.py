@@ -16,7 +16,7 @@ from writing import tiny_author, training_set
 
 from selectkd_eval import answer, records
 from selectkd_eval.controllers import Moment
-from selectkd_eval.errors import InputError, SetupError
+from selectkd_eval.errors import InputError, SetupError, commonest
 from selectkd_eval.policies import training_text
 from selectkd_eval.prompts import PromptSet, load_prompts
 from selectkd_eval.rollouts import text_policy
@@ -324,6 +324,12 @@ def test_why_prompts_failed_is_said_once(
     error = capsys.readouterr().err.splitlines()[-1]
     assert "3 of 12 prompts failed: BadRequestError: Error code: 400" in error
     assert "(2 of them; the record has the others' reasons); run the same command again" in error
+
+
+def test_reasons_that_differ_in_numbers_alone_are_one() -> None:
+    long = [f"the prompt's {n} tokens exceed 2,048 positions" for n in (3000, 2999, 12)]
+    assert commonest(["empty", *long]) == (long[0], 3) and commonest(["empty"]) == ("empty", 1)
+    assert commonest(["the server answered 500: no", "the server answered 400: no"])[1] == 1
 
 
 def test_a_failed_prompt_is_asked_again_and_alone(served: AnswerOptions, server: Server) -> None:

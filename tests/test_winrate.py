@@ -246,6 +246,7 @@ def test_answers_that_changed_are_not_mixed_into_an_old_record(
     [
         (["--judge", "replay:"], "names no file"),
         (["--judge", "likelihood:"], "names no model"),
+        (["--judge", "hf:x", "--base-url", "http://x/v1"], "--base-url is for a served judge"),
         (["--judge", "x", "--protocol", "selectk"], "did you mean 'selectkd'"),
         (["--judge", "x", "--concurrency", "0"], "--concurrency must be at least 1"),
         (["--judge", "x", "--base-url", "nowhere"], "is no address"),

@@ -96,7 +96,9 @@ def values(content: bytes, path: Path) -> list[Any]:
     except (ValueError, RecursionError) as error:
         lines = [line for line in text.split("\n") if line.strip()]
         if text.startswith("[") or len(lines) < 2:
-            raise InputError(f"{path} is not valid JSON ({_place(error)}): restore the file") from None
+            raise InputError(
+                f"{path} is not valid JSON ({_place(error)}): give a .json or .jsonl file that is whole"
+            ) from None
     return [_line(line, number, path) for number, line in enumerate(lines, start=1)]
 
 
@@ -104,7 +106,9 @@ def _line(line: str, number: int, path: Path) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"line {number} of {path} is not valid JSON ({_place(error)}): restore the file") from None
+        raise InputError(
+            f"line {number} of {path} is not valid JSON ({_place(error)}): give a .json or .jsonl file that is whole"
+        ) from None
 
 
 def _place(error: Exception) -> str:
