@@ -76,8 +76,8 @@ def test_old_checkpoints_go_only_once_the_new_one_is_whole(
 
 
 def test_early_stopping_keeps_the_best_checkpoint_and_the_last(base: TrainOptions) -> None:
-    changes = {"recipe": "sft", "verifier": "none", "steps": 60, "lr": 0.05, "eval_every": 3, "patience": 2}
-    record, _ = train(base, keep_checkpoints=1, **changes)
+    changes = {"recipe": "sft", "verifier": "none", "steps": 300, "lr": 0.1, "schedule": "constant"}
+    record, _ = train(base, keep_checkpoints=1, eval_every=3, patience=2, **changes)
     last = max(row["step"] for row in steps(record))
     left = {path.name for path in record.path.with_suffix("").glob("checkpoint-*")}
     assert left == {f"checkpoint-{last - 6}", f"checkpoint-{last}"}
