@@ -17,6 +17,7 @@ from judges import agreement, compare, pairing, protocols, ratings, replay, verd
 from judges.by_server import Write
 from judges.pairing import Answers, Comparison
 from judges.protocols import Protocol
+from judges.replay.record import checked
 from judges.resampling import Resampling
 from judges.summary import lines
 from judges.tasks import Task, row
@@ -32,7 +33,7 @@ from selectkd_eval.verbs import WinrateOptions
 def run(options: WinrateOptions) -> int:
     """Judge, or go on judging, and print the win rate. Returns 0; errors are raised."""
     # Read before anything is asked: a wrong name here must not be found after the judging was paid for.
-    others = [records.read(path, verb="winrate") for path in options.compare]
+    others = [checked(records.read(path, verb="winrate")) for path in options.compare]
     judges = [_raters(path) for path in options.agreement]
     published = _published(options)
     path = _replayed(options, published) if published else _judged(options)

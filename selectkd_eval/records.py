@@ -274,15 +274,7 @@ def _parse(path: Path, text: str, torn_ok: bool = True) -> Record:
                 f"line {number} of {path} is not a JSON object: the file is damaged; delete it or restore it"
             )
         parsed.append(row)
-    if not parsed:
-        raise InputError(f"{path} ends before its header does: run its command again, or delete it")
-    if parsed[0].get("type") != "header":
-        raise InputError(f"{path} has no header line, so it is no record of this program: give one that is")
-    header = parsed[0]
-    if header.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}: use the version that wrote it"
-        )
+    header = _header(path, parsed)
     rows: dict[str, dict[str, Any]] = {}
     finished = False
     for number, row in enumerate(parsed[1:], start=2):
@@ -293,6 +285,23 @@ def _parse(path: Path, text: str, torn_ok: bool = True) -> Record:
         else:
             raise InputError(f"line {number} of {path} has no key: the file is damaged; delete it or restore it")
     return Record(path, header, list(rows.values()), finished)
+
+
+def _header(path: Path, parsed: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first line, which must be a header that this version reads."""
+    if not parsed:
+        raise InputError(f"{path} ends before its header does: run its command again, or delete it")
+    header = parsed[0]
+    if header.get("type") != "header":
+        raise InputError(f"{path} has no header line, so it is no record of this program: give one that is")
+    if header.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}: use the version that wrote it"
+        )
+    for name, kind in (("verb", str), ("options", dict), ("facts", dict)):
+        if not isinstance(header.get(name), kind):
+            raise InputError(f"the header of {path} has no {name}: the file is damaged; delete it or restore it")
+    return header
 
 
 def _whole_lines(file: BinaryIO) -> str:

@@ -392,3 +392,41 @@ def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> No
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(InputError, match=r"no file of judgements nowhere\.json"):
         replay.open_file(Path("nowhere.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("verdict", "banana"),
+        ("verdict", None),
+        ("preference", 7),
+        ("preference", "half"),
+        ("prompt", [1]),
+        ("prompt", None),
+        ("seed", "x"),
+        ("sample", -1),
+        ("order", "sideways"),
+        ("candidate_chars", -5),
+    ],
+)
+def test_a_row_that_no_command_writes_is_refused_by_name(name: str, value: object, tmp_path: Path) -> None:
+    path = recorded(replay.open_file(written(tmp_path, [annotation()])), tmp_path / "one").path
+    header, row, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([header, json.dumps({**json.loads(row), name: value}), *rest]) + "\n")
+    with pytest.raises(InputError, match=f"has {name} .*, which no winrate command writes"):
+        replay.open_file(path)
+
+
+@pytest.mark.parametrize("name", ["judge", "protocol", "candidate", "baseline", "prompts"])
+def test_a_record_without_a_fact_is_refused(name: str, tmp_path: Path) -> None:
+    path = recorded(replay.open_file(written(tmp_path, [annotation()])), tmp_path / "one").path
+    header, *rest = path.read_text().splitlines()
+    edited = json.loads(header)
+    del edited["facts"][name]
+    path.write_text("\n".join([canonical(edited), *rest]) + "\n")
+    with pytest.raises(InputError, match=f"does not say its {name}"):
+        replay.open_file(path)
+    del edited["facts"]
+    path.write_text("\n".join([canonical(edited), *rest]) + "\n")
+    with pytest.raises(InputError, match="has no facts: the file is damaged"):
+        replay.open_file(path)
