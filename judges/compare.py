@@ -9,8 +9,9 @@ which of these differs. Rows in, lines out.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,18 +74,21 @@ _SAME: dict[str, Any] = {
 def lines(this: Record, others: Sequence[Record], resamples: int = stats.RESAMPLES) -> list[str]:
     """This record against each of the others: a table, and what may be concluded."""
     pairs, told = [], []
+    called = Counter(map(name, others))
     for other in others:
+        # Records of one model (its checkpoints, its decodings) are told apart by their files.
+        label = name(other) if called[name(other)] == 1 else f"{name(other)} {other.path.stem}"
         mine = {str(row["prompt"]) for row in this.rows}
         theirs = {str(row["prompt"]) for row in other.rows}
         if differing := differences(this, other):
-            told.append(f"{name(other)}: not paired, for it has another {' and another '.join(differing)}")
+            told.append(f"{label}: not paired, for it has another {' and another '.join(differing)}")
         elif mine != theirs:
             told.append(
-                f"{name(other)}: not paired, for it was judged on other prompts ({len(mine - theirs)} only here, "
+                f"{label}: not paired, for it was judged on other prompts ({len(mine - theirs)} only here, "
                 f"{len(theirs - mine)} only there, {len(mine & theirs)} in both): judge both on one set"
             )
         else:
-            pairs.append(pair(this, other, resamples))
+            pairs.append(replace(pair(this, other, resamples), other=label))
     head = [f"{visible(name(this))} against others on the same prompts, paired:"]
     return [*head, *(_table(pairs) if pairs else []), *bullets([visible(text) for text in (*_words(pairs), *told)])]
 

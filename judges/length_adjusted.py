@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from judges.resampling import Resampling, resampled_weights, strata, weights_without_each
+from judges.wording import some
 from selectkd_eval import bootstrap, stats
 from selectkd_eval.measures import NOTHING, Row, terms
 from selectkd_eval.stats import Estimate, Floats
@@ -197,5 +198,5 @@ def _reach(found: Pairs) -> str:
     for word, beyond in (("shorter", found.x >= 0), ("longer", found.x <= 0)):
         seen = len(set(found.prompt[beyond].tolist()))
         if seen < stats.RARE:
-            return f"extrapolated: the candidate's answer is {word} or as long on {seen} prompts only"
+            return f"extrapolated: the candidate's answer is {word} or as long on {some(seen, 'prompt')} only"
     return ""

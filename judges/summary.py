@@ -154,7 +154,8 @@ def _denominator(record: Record, terms: Terms, estimate: Estimate) -> Iterator[s
         f"{some(len(record.rows), 'judgement')} on {some(prompts, 'prompt')}",
     )
     if repeated := record.facts["baseline"].get("repeated_prompts"):
-        yield from line("repeated", f"{repeated} entries of the baseline repeat a prompt: its first answer is judged")
+        entries = some(repeated, "entry", "entries")
+        yield from line("repeated", f"prompts stand again in {entries} of the baseline: the first answer is judged")
     reasons: Counter[str] = Counter()
     for row in record.rows:
         if row.get("reason") and (win_rates.undecided(row) or row.get("asked") is False):

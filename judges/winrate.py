@@ -230,9 +230,10 @@ def _agreement(record: Record, others: Raters, how: Resampling) -> list[str]:
         own = f"{own} (this record)"
     mine = [row for row in record.rows if not row.get("sample")]
     out = [f"agreement of {own} with {source}:"]
+    joined = ratings.ratings({own: mine, **by_rater})
     if len(by_rater) > 1:
         majority = ratings.majority(by_rater)
         against = agreement.classification(mine, majority, "tie", how)
         reference = f"the majority of {len(by_rater)}, and a reply without a verdict counts as a tie"
         out += agreement.classification_lines(against, own, reference)
-    return out + agreement.lines(agreement.agreement(ratings.ratings({own: mine, **by_rater}), how))
+    return out + agreement.lines(agreement.agreement(joined, how))

@@ -31,7 +31,7 @@ def sign_flip(differences: ArrayLike, *, resamples: int = 100_000, seed: int = 0
     moved = np.asarray(differences, dtype=np.float64)
     sizes, total = np.abs(moved[moved != 0]), float(moved.sum())
     if not len(sizes):
-        return 1.0, "no difference on any problem"
+        return 1.0, "no difference on any prompt"
     exact = _counted(sizes, total)
     if exact is not None:
         return exact

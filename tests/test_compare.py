@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,14 @@ def test_what_differs_besides_the_student_is_named_and_not_paired(
 def test_other_prompts_are_counted_and_not_paired(tmp_path: Path) -> None:
     text = "\n".join(compare.lines(record(tmp_path, "this", "wlwl"), [record(tmp_path, "other", "wl")], 100))
     assert "2 only here, 0 only there, 2 in both" in text
+
+
+def test_two_records_of_one_model_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    this = record(tmp_path, "this", "wlwl")
+    others = [record(tmp_path / place, "same", "wwll") for place in ("a", "b")]
+    others[1] = replace(others[1], path=others[1].path.with_name("winrate-other.jsonl"))
+    text = "\n".join(compare.lines(this, others, 100))
+    assert f"same {others[0].path.stem}" in text and "same winrate-other" in text
 
 
 def test_compare_is_read_before_anything_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_flipping_signs_of_single_answers_is_mcnemars_exact_test(better: int, wo
         assert p == pytest.approx(scipy.stats.binomtest(better, better + worse).pvalue)
         assert p == pytest.approx(mcnemar([[7, better], [worse, 0]], exact=True).pvalue)
     else:
-        assert (p, name) == (1.0, "no difference on any problem")
+        assert (p, name) == (1.0, "no difference on any prompt")
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=9).filter(any))

@@ -81,7 +81,7 @@ def test_equal_denominators_leave_the_exact_test_of_the_differences() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.binomial(3, 0.5, 60), rng.binomial(3, 0.4, 60)
     assert swap_test(a, np.full(60, 3), b, np.full(60, 3)) == sign_flip(a - b)
-    assert swap_test(a, np.full(60, 3), a, np.full(60, 3)) == (1.0, "no difference on any problem")
+    assert swap_test(a, np.full(60, 3), a, np.full(60, 3)) == (1.0, "no difference on any prompt")
 
 
 def test_swapping_labels_is_scipys_permutation_test() -> None:
