@@ -215,10 +215,11 @@ def acceptance(rows: Iterable[Row], arm: str, what: str = "alpha") -> Terms:
     """
     num, den, _ = choose(what, ACCEPTANCE, "acceptance")
     chosen = [row for row in good(rows) if row.get("arm") == arm and row.get(num) is not None]
-    return terms(
-        ((str(row["prompt"]), float(row[num]), float(row[den])) for row in chosen),
-        proportion=what in ("alpha", "block"),
-    )
+    found = terms((str(row["prompt"]), float(row[num]), float(row[den])) for row in chosen)
+    # A prompt has dozens of tokens: few prompts with a rejection are not few rejections. Only at 0 and 1 themselves
+    # does resampling know nothing.
+    whole = what in ("alpha", "block") and found.num.sum() in (0.0, found.den.sum())
+    return replace(found, proportion=bool(whole))
 
 
 def lossless_counts(rows: Iterable[Row]) -> dict[str, int]:

@@ -264,3 +264,16 @@ def test_the_difference_of_two_equal_means_is_exactly_nothing() -> None:
     groups = [(t.num, t.den) for t in (measures.terms([(str(i), i % 2, 1) for i in range(n)]) for n in (20, 20))]
     found, p = stats.mean_of_ratios(groups, groups, resamples=200)
     assert (found.value, found.low, found.high, p) == (0, 0, 0, 1.0)
+
+
+def test_acceptance_is_resampled_by_prompt_but_where_every_token_was_accepted() -> None:
+    def rows(rejected: list[int]) -> list[dict[str, Any]]:
+        return [
+            {"key": f"{i}", "prompt": f"p{i}", "arm": "gamma3", "accepted": 40 - n, "tested": 40, "drafted": 40}
+            for i, n in enumerate(rejected)
+        ]
+
+    few = measures.acceptance(rows([0] * 9 + [1] * 5 + [2] * 2), "gamma3").estimate(2000)
+    assert few.method.startswith("bootstrap") and few.high - few.low < 0.03
+    all_accepted = measures.acceptance(rows([0] * 16), "gamma3").estimate(2000)
+    assert all_accepted.method == "Wilson" and all_accepted.low < 0.85
