@@ -16,6 +16,7 @@ from typing import Any
 from selectkd_eval import records
 from selectkd_eval.environment import sha256_file
 from selectkd_eval.errors import InputError
+from selectkd_eval.prompt_sets import PROMPT_SETS
 from selectkd_eval.prompts import NAMED, Prompt, load_prompts
 
 
@@ -172,9 +173,15 @@ def _from_record(path: Path, missing_ok: bool) -> Answers:
     return answers
 
 
+def _author(name: str) -> str:
+    """Who wrote the references of named sets (a judge may be their kin); empty where a part is no such set."""
+    sets = [PROMPT_SETS.get(part.strip()) for part in name.split(",")]
+    return " and ".join(sorted({one.references for one in sets if one})) if all(sets) else ""
+
+
 def _references(name: str, sha256: str, prompts: list[Prompt]) -> Answers:
-    label = Path(name).name
-    answers = Answers(label, sha256, card={"name": label, "fingerprint": sha256, "method": label})
+    label, author = Path(name).name, _author(name) or Path(name).name
+    answers = Answers(label, sha256, card={"name": author, "fingerprint": sha256, "method": author})
     for prompt in prompts:
         if prompt.answer is None:
             raise InputError(

@@ -10,6 +10,7 @@ import pytest
 from judging import answer_record
 
 from judges import pairing
+from judges.families import kin
 from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import prompt_id
 
@@ -98,3 +99,11 @@ def test_an_unfinished_record_is_refused(tmp_path: Path) -> None:
         pairing.load_answers(str(path))
     with pytest.raises(InputError, match=r"no finished answer record in .*1 unfinished.*selectkd-eval answer"):
         pairing.newest_record(tmp_path)
+
+
+def test_the_baseline_of_a_named_set_is_called_after_who_wrote_it(shared_data: Path) -> None:
+    found = pairing.load_answers("evol-instruct", shared_data / "judge" / "distillm2")
+    assert (found.name, found.card["name"], found.card["method"]) == ("evol-instruct", "gpt-3.5-turbo", "gpt-3.5-turbo")
+    both = pairing.load_answers("alpaca-eval, evol-instruct", shared_data / "judge" / "distillm2")
+    assert both.card["name"] == "gpt-3.5-turbo and text-davinci-003"
+    assert "the baseline (gpt-3.5-turbo)" in kin("gpt-4o", {"name": "student"}, found.card)
