@@ -382,7 +382,11 @@ def test_a_wrong_file_is_refused_in_one_sentence(content: Any, says: str, tmp_pa
     assert str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x1f\x8b not gzip", gzip.compress(b"[]")[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"\x1f\x8b not gzip", gzip.compress(b"[]", mtime=0)[:-9]],
+    ids=["UTF-16", "no gzip", "half a gzip"],
+)
 def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(InputError, match=r"give a \.json or \.jsonl file"):
