@@ -9,6 +9,7 @@ manner for pass@1.
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Rendered(NamedTuple):
     seed: int
 
 
-class LocalChat:
+class LocalChat(ABC):
     """A model that replies. `card` is its ModelCard as a dictionary, `facts` what else can change a text: engine,
     versions, number format, chat template, what ends a text. `wave` is how many are best asked at once.
     """
@@ -92,9 +93,9 @@ class LocalChat:
             parts = split(answer_text(self.tokenizer, text), read.text)
             yield places[at], Reply(parts.answer, finish, length, len(read.ids), reasoning=parts.reasoning)
 
+    @abstractmethod
     def _write(self, rendered: Sequence[Rendered], decoding: Decoding) -> Iterator[tuple[int, str, str, int]]:
         """(place, text, what ended it, tokens drawn)."""
-        raise NotImplementedError
 
     def _template_facts(self) -> dict[str, Any]:
         return {
