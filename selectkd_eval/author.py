@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 
 from selectkd_eval.batches import Example
-from selectkd_eval.generate import Generation, Sampling, continue_ids
+from selectkd_eval.generate import Generation, continue_ids
+from selectkd_eval.sampling import Sampling
 
 
 class Written(NamedTuple):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selectkd_eval.prompts import prompt_ids
+from selectkd_eval.sampling import GREEDY, Sampling, pick, uniforms
 
 Finish = Literal["eos", "stop", "length"]
 
@@ -25,14 +26,6 @@ class Generation(NamedTuple):
     text: str
     tokens: list[int]
     finish: Finish
-
-
-class Sampling(NamedTuple):
-    """Decoding rule. Temperature 0 is greedy; ties go to the lowest token id."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[str], **rule: Any) -> list[Generation]:
@@ -47,7 +40,7 @@ def stream(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 - a NamedTuple is immutable
+    sampling: Sampling = GREEDY,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
     stop: Sequence[str] = (),
@@ -74,7 +67,7 @@ def continue_ids(
     ids: Sequence[Sequence[int]],
     *,
     limits: Sequence[int],
-    sampling: Sampling = Sampling(),  # noqa: B008 - a NamedTuple is immutable
+    sampling: Sampling = GREEDY,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
     stop: Sequence[str] = (),
@@ -167,25 +160,6 @@ def _decode(
     return [results[row] for row in range(len(limits))]
 
 
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
-    """One token per row of logits (B, V): the argmax, or where the cumulative mass passes `uniform` (B,)."""
-    if sampling.temperature <= 0 or uniform is None:
-        return logits.argmax(dim=-1)
-    probabilities, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(
-        dim=-1, descending=True, stable=True
-    )
-    if sampling.top_k:
-        probabilities[:, sampling.top_k :] = 0
-    if sampling.top_p < 1:
-        # The nucleus is the smallest head of the list with at least top_p of what top_k left; it is never empty.
-        share = probabilities / probabilities.sum(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(share.cumsum(-1) - share >= sampling.top_p, 0)
-    mass = probabilities.double().cumsum(-1)
-    place = torch.searchsorted(mass, uniform.double()[:, None] * mass[:, -1:], right=True)
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # a draw that rounds up to 1 must not leave the nucleus
-    return order.gather(1, place.minimum(last))[:, 0]
-
-
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer: the tokenizer's, and those the model was published with (Gemma-2 ends its turns with
     another token than its texts).
@@ -215,11 +189,6 @@ def finisher(
         return None
 
     return finished
-
-
-def uniforms(seed: int, length: int) -> Tensor:
-    """The stream of one text: number t decides its token t, so a longer stream begins with a shorter one."""
-    return torch.rand(length, generator=torch.Generator().manual_seed(seed))
 
 
 def _slices_logits(model: Any) -> bool:

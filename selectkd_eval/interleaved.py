@@ -20,7 +20,8 @@ from torch import Tensor
 
 from selectkd_eval.author import Author, Written, decoding
 from selectkd_eval.batches import Example
-from selectkd_eval.generate import Generation, Prefixes, Sampling, by_length, end_tokens, finisher, pick, uniforms
+from selectkd_eval.generate import Generation, Prefixes, by_length, end_tokens, finisher
+from selectkd_eval.sampling import Sampling, pick, uniforms
 
 
 def interleave(

@@ -21,10 +21,11 @@ from selectkd_eval import environment
 from selectkd_eval.backends import identity
 from selectkd_eval.backends.vllm_engine import WAVE, Engine
 from selectkd_eval.errors import InputError, SetupError
-from selectkd_eval.generate import Sampling, continue_ids, end_tokens
+from selectkd_eval.generate import continue_ids, end_tokens
 from selectkd_eval.pair import LoadedModel, load_model, load_tokenizer
 from selectkd_eval.prompts import answer_text, render_conversation, rendered_ids, takes_system
 from selectkd_eval.reasoning import split
+from selectkd_eval.sampling import Sampling
 from selectkd_eval.served import Reply
 
 Message = dict[str, str]

@@ -25,7 +25,6 @@ from selectkd_eval.batches import Example, tensors
 from selectkd_eval.controllers import CONTROLLERS
 from selectkd_eval.divergences import DIVERGENCES
 from selectkd_eval.errors import InputError, choose
-from selectkd_eval.generate import Sampling
 from selectkd_eval.heads import explains_head, head_of, hidden_states
 from selectkd_eval.method import Method
 from selectkd_eval.objective import LossSpec, Term
@@ -35,6 +34,7 @@ from selectkd_eval.ranks import launched
 from selectkd_eval.recipes import Recipe
 from selectkd_eval.recipes import recipe as named_recipe
 from selectkd_eval.rollouts import text_policy
+from selectkd_eval.sampling import Sampling
 from selectkd_eval.stress import corruption
 from selectkd_eval.teacher import Teacher
 from selectkd_eval.verbs import VERBS, AnswerOptions, TrainOptions

@@ -21,10 +21,10 @@ from selectkd_eval.author import Author, Written, share
 from selectkd_eval.batches import Example
 from selectkd_eval.controllers import Moment
 from selectkd_eval.errors import InputError, choose
-from selectkd_eval.generate import Sampling
 from selectkd_eval.interleaved import interleave
 from selectkd_eval.pairs import Pairs
 from selectkd_eval.ranks import from_all, rank
+from selectkd_eval.sampling import Sampling
 
 
 class TextPolicy(Protocol):

@@ -113,7 +113,7 @@ def test_a_narrow_nucleus_is_greedy(options: PasskOptions) -> None:
 
 def test_draws_follow_the_models_probabilities_within_the_nucleus() -> None:
     from selectkd_eval.backends.hugging_face import _RowDraws
-    from selectkd_eval.generate import Sampling
+    from selectkd_eval.sampling import Sampling
 
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     for top_p, expected in ((1.0, probabilities), (0.7, torch.tensor([0.625, 0.375, 0.0]))):

@@ -8,9 +8,10 @@ from conftest import TinyPair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectkd_eval.generate import Prefixes, Sampling, continue_ids, generate, pick
+from selectkd_eval.generate import Prefixes, continue_ids, generate
 from selectkd_eval.pair import LoadedModel, load_model
 from selectkd_eval.prompts import prompt_ids
+from selectkd_eval.sampling import Sampling, pick
 
 PROMPTS = ["Say 1 :", "the red dog sees", "the", "Say something that is longer than all the others :", "old cat"]
 

@@ -14,10 +14,10 @@ from writing import at, prompt_file, responses, tiny_author, training_set
 
 from selectkd_eval.author import Author
 from selectkd_eval.batches import Example
-from selectkd_eval.generate import Sampling, pick, uniforms
 from selectkd_eval.interleaved import interleave, propose_and_verify
 from selectkd_eval.prompts import load_prompts
 from selectkd_eval.rollouts import CONSTANTS, text_policy
+from selectkd_eval.sampling import Sampling, pick, uniforms
 
 STUDENT, TEACHER = Sampling(0.5, 0.5), Sampling(0.2, 0.5)
 

@@ -19,10 +19,10 @@ from selectkd_eval import records
 from selectkd_eval.author import Author, share
 from selectkd_eval.batches import Example
 from selectkd_eval.errors import InputError
-from selectkd_eval.generate import Sampling
 from selectkd_eval.prompts import load_prompts
 from selectkd_eval.recipes import POLICIES, RECIPES
 from selectkd_eval.rollouts import CONSTANTS, Replay, text_policy
+from selectkd_eval.sampling import Sampling
 
 REPLAY = CONSTANTS["replay"]
 

@@ -17,8 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from selectkd_eval.generate import Sampling, generate
+from selectkd_eval.generate import generate
 from selectkd_eval.pair import load_model
+from selectkd_eval.sampling import Sampling
 
 
 class TextServer(ThreadingHTTPServer):

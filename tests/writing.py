@@ -13,9 +13,9 @@ from selectkd_eval.archive import Archive
 from selectkd_eval.author import Author
 from selectkd_eval.batches import Example
 from selectkd_eval.controllers import Moment
-from selectkd_eval.generate import Sampling
 from selectkd_eval.pair import load_model
 from selectkd_eval.prompts import PromptSet, encode_example, load_prompts
+from selectkd_eval.sampling import Sampling
 from selectkd_eval.verbs import AnswerOptions
 
 

@@ -27,8 +27,9 @@ from selectkd_eval.backends import identity
 from selectkd_eval.backends.backend import Asked, Completion, Decoding, Finish
 from selectkd_eval.backends.chat import chat_wanted, check_system
 from selectkd_eval.errors import SetupError
-from selectkd_eval.generate import Sampling, end_tokens, pick, uniforms
+from selectkd_eval.generate import end_tokens
 from selectkd_eval.pair import load_model
+from selectkd_eval.sampling import Sampling, pick, uniforms
 from selectkd_eval.tasks.task import Task
 from selectkd_eval.verbs import PasskOptions
 

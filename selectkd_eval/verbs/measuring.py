@@ -109,10 +109,14 @@ class SpeedupOptions(ModelRun):
 
     target: str = "embedded:teacher"
     """The verifying model, whose text must not change."""
-    draft: str = "embedded:draft"
-    """The drafting model."""
+    draft: tuple[str, ...] = ("embedded:draft",)
+    """Drafting models. Several are timed in turns on every prompt and compared with each other."""
+    engine: Literal["reference", "transformers", "vllm"] = "reference"
+    """What decodes: our engine, Hugging Face's assisted generation, or vLLM through its server."""
     prompts: str = "mini-gsm"
-    """A named set or a file of prompts."""
+    """Named sets (spec-bench and others) or files of prompts, joined by commas; each is a task of its own."""
+    prompt_dir: Path | None = None
+    """Directory with the files of named sets that are not embedded."""
     limit: int | None = 40
     """Only the first N prompts of each set."""
     gamma: tuple[int, ...] = (3, 5)
@@ -123,10 +127,22 @@ class SpeedupOptions(ModelRun):
     """Decode --max-new-tokens on every prompt, past the end of the answer."""
     temperature: float = 0.0
     """0 is greedy; above it both models are sampled at this temperature."""
+    top_p: float = 1.0
+    """Both models draw from the smallest set of tokens with this probability."""
+    top_k: int = 0
+    """Both models draw from their N likeliest tokens; 0 means all."""
     repetitions: int = 3
     """Timed repetitions of every arm on every prompt."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of both models."""
+    batch: tuple[int, ...] = (1,)
+    """Texts decoded together; above 1 with --engine vllm alone."""
+    proposer: Literal["draft-model", "ngram", "eagle"] = "draft-model"
+    """How vLLM drafts: with --draft as a model, from the text so far (no --draft), or with --draft as an EAGLE head."""
+    vllm_python: Path | None = runtime(None)
+    """Python of vLLM's own environment; by default .venv-vllm/bin/python where `make vllm-env` made it."""
+    server: tuple[str, ...] = ()
+    """vLLM servers that run already, as ARM=URL: plain=http://..., gamma3=http://... (one for every --gamma)."""
 
 
 @dataclass(frozen=True, kw_only=True)
