@@ -63,8 +63,8 @@ class Request(NamedTuple):
 
 
 class Engine(Protocol):
-    """Decoding at batch 1 under any arm. `facts` say in the record's header what it is; `batches`, whether `together`
-    can be asked.
+    """Decoding at batch 1 under any arm. `facts` say in the record's header what it is. `batches`: a server, which
+    decodes several texts at once and not in this process, whose CPU time then says nothing.
     """
 
     name: str
