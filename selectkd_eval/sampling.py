@@ -64,6 +64,16 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
     return order.gather(1, place.minimum(last))[:, 0]
 
 
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One token per row ``(n, 1)``: where the cumulative mass passes `uniform` ``(n,)``, fp64 in [0, 1).
+
+    Rows need not sum to 1, but must not be all zero; a token of probability 0 is never drawn.
+    """
+    mass = probabilities.double().cumsum(-1)
+    # The factor keeps the product below the whole mass, where rounding could pass the last possible token.
+    return torch.searchsorted(mass, uniform[:, None] * (mass[:, -1:] * (1 - 2.0**-50)), right=True)
+
+
 def uniforms(seed: int, length: int) -> Tensor:
     """The stream of one text: number t decides its token t, so a longer stream begins with a shorter one."""
     return torch.rand(length, generator=torch.Generator().manual_seed(seed))

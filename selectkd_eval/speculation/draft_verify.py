@@ -1,84 +1,63 @@
 """How many of a draft's tokens does the target accept, and is the text still the target's own?
 
-Draft-and-verify decoding (Leviathan et al., arXiv 2211.17192; the paper's Table 5) at batch 1 with both KV
-caches, and plain decoding from the same code, so that the two differ by nothing but the draft. Greedy output
-equals plain decoding token by token; sampled output has the target's distribution. The counters are exact:
-one entry per step, no estimate.
+Draft-and-verify decoding (Leviathan et al., arXiv 2211.17192; the paper's Table 5) at batch 1 with both KV caches,
+and plain decoding from the same code, so that the two differ by nothing but the draft. Greedy output equals plain
+decoding token by token; sampled output has the target's distribution. The counters are exact: one entry per step.
 
-The accept rule is deliberately all there is inside the loop. It times itself but does not compare, average or
-report (``speedup.py`` and ``measures.py`` do), and it ignores end tokens: every run does the same work.
+The accept rule is deliberately all there is inside the loop. It times its stages but does not compare, average or
+report, and it ignores end tokens: every run does the same work.
 """
 
 from __future__ import annotations
 
-import time
+import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from selectkd_eval.errors import InputError
+from selectkd_eval.sampling import GREEDY, Sampling, draw
+from selectkd_eval.speculation.engine import Decoded, Request
+from selectkd_eval.speculation.stages import Stages
+from selectkd_eval.speeds import Arm
 
 
-@dataclass
-class Decoded:
-    """Tokens of one run, and what happened in each verification step (one target call after the prefill).
+class ReferenceEngine:
+    """The engine of this project: batch 1, any two causal language models of transformers over the same tokens."""
 
-    ``drafted[s]`` tokens were proposed in step s and ``accepted[s]`` of them kept, so the step emitted
-    ``accepted[s] + 1`` and tested ``min(accepted[s] + 1, drafted[s])``. ``alpha_sum`` sums ``sum_v min(p,
-    q)`` over the tested positions and ``alpha_var`` sums ``a (1 - a)`` of the same numbers; in greedy
-    decoding both distributions are one token, so the first is the number accepted and the second 0. Times are
-    wall seconds; on a GPU ``draft_s`` is the time to launch, not to run.
-    """
+    name = "reference"
+    batches = False
 
-    tokens: list[int]
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    alpha_sum: float = 0.0
-    alpha_var: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    draft_s: float = 0.0
+    def __init__(self, target: Any, drafts: Sequence[Any], vocabulary: int) -> None:
+        self.target, self.drafts, self.vocabulary = target, list(drafts), vocabulary
+        self.facts = {
+            "version": importlib.metadata.version("selectkd-eval"),
+            "transformers": importlib.metadata.version("transformers"),
+            "proposals": "sampled",
+        }
 
-    @property
-    def steps(self) -> int:
-        """Target calls after the prefill, which gives the first token: tokens - 1 = steps + accepted."""
-        return len(self.drafted)
+    def decode(self, request: Request, arm: Arm, sampling: Sampling) -> Decoded:
+        """Exactly `request.new_tokens` tokens; the draws depend on the request's seed alone.
 
-    @property
-    def tested(self) -> int:
-        """Draft tokens the accept rule looked at: those before the first rejection, and the rejected one."""
-        return sum(min(k + 1, d) for k, d in zip(self.accepted, self.drafted, strict=True))
+        Raises InputError for gamma < 0, text longer than a model's positions, or a cache that cannot be rewound.
+        """
+        ids, new_tokens, seed = request
+        same: dict[str, Any] = {"vocabulary": self.vocabulary, "sampling": sampling, "seed": seed}
+        if arm.plain:
+            return plain(self.target, ids, new_tokens, **same)
+        return speculative(self.target, self.drafts[arm.draft], ids, new_tokens, arm.gamma, **same)
 
+    def together(self, requests: Sequence[Request], arm: Arm, sampling: Sampling) -> list[Decoded]:
+        """Refused: this engine decodes one text at a time."""
+        raise InputError(
+            f"the reference engine decodes one text at a time, not {len(requests)} together: use --engine vllm"
+        )
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen from logits: greedily at temperature 0, else by a draw from the generator."""
-
-    temperature: float = 0.0
-    generator: torch.Generator | None = None
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """``(n, V)`` logits to fp32 probabilities at this temperature."""
-        return torch.softmax(logits.float() / self.temperature, dim=-1)
-
-    def draw(self, probabilities: Tensor) -> Tensor:
-        """One token per row, ``(n, 1)``."""
-        return torch.multinomial(probabilities, 1, generator=self.generator)
-
-    def pick(self, logits: Tensor) -> Tensor:
-        """The next token ``(1, 1)`` after logits ``(1, V)``."""
-        return logits.argmax(-1, keepdim=True) if self.greedy else self.draw(self.probabilities(logits))
-
-
-GREEDY = Sampling()
+    def close(self) -> None:
+        """Nothing is held beyond the models."""
 
 
 class Cached:
@@ -104,36 +83,64 @@ class Cached:
             self.length = length
 
 
+class Proposal(NamedTuple):
+    """Draft tokens ``(1, n)`` and, when sampled, the distributions ``(n, V)`` they were drawn from."""
+
+    tokens: Tensor
+    q: Tensor | None
+
+
+class Verdict(NamedTuple):
+    """How many draft tokens stay, the target's token ``(1, 1)`` after them, and ``sum_v min(p, q)`` of every position
+    that was tested (None in greedy decoding).
+    """
+
+    accepted: int
+    following: Tensor
+    overlap: Tensor | None = None
+
+
 def plain(
-    target: Any, prompt: Sequence[int], *, new_tokens: int, vocabulary: int, sampling: Sampling = GREEDY
+    target: Any,
+    prompt: Sequence[int],
+    new_tokens: int,
+    *,
+    vocabulary: int,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> Decoded:
     """Autoregressive decoding of exactly ``new_tokens`` tokens: the baseline."""
     _check(target, prompt, new_tokens)
+    device = target.device
     with torch.inference_mode():
-        started = time.perf_counter()
+        noise = _noise(sampling, seed, (new_tokens, 1), device)
+        stages = Stages(device)
         model = Cached(target, vocabulary)
-        token = sampling.pick(model.feed(_row(prompt, target), keep=1))
+        token = _pick(model.feed(_row(prompt, device), keep=1), sampling, noise, 0)
         emitted = [token]
-        token.item()  # on a GPU the prefill has ended only when its token is here
-        prefilled = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            token = sampling.pick(model.feed(token))
+        stages.mark("prefill")
+        for place in range(1, new_tokens):
+            logits = model.feed(token, keep=1)
+            stages.mark("verify")
+            token = _pick(logits, sampling, noise, place)
             emitted.append(token)
-        tokens = torch.cat(emitted, dim=1)[0].tolist()
-        ended = time.perf_counter()
+            stages.mark("accept")
+        tokens: list[int] = torch.cat(emitted, dim=1)[0].tolist()
+        stages.mark("end")
     steps = new_tokens - 1
-    return Decoded(tokens, [0] * steps, [0] * steps, prefill_s=prefilled - started, decode_s=ended - prefilled)
+    return Decoded(tokens, [0] * steps, [0] * steps, decode_tokens=steps, **stages.seconds())
 
 
 def speculative(
     target: Any,
     draft: Any,
     prompt: Sequence[int],
-    *,
-    gamma: int,
     new_tokens: int,
+    gamma: int,
+    *,
     vocabulary: int,
     sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> Decoded:
     """Decoding of exactly ``new_tokens`` tokens in which ``draft`` proposes up to ``gamma`` per target call.
 
@@ -145,99 +152,140 @@ def speculative(
         raise InputError(f"gamma is the number of tokens drafted per target call and must be at least 1, not {gamma}")
     _check(target, prompt, new_tokens)
     _check(draft, prompt, new_tokens)
+    device = target.device
     with torch.inference_mode():
-        started = time.perf_counter()
+        noise = _noise(sampling, seed, (new_tokens, 2 * gamma + 1), device)
+        stages = Stages(device)
         verifier, proposer = Cached(target, vocabulary), Cached(draft, vocabulary)
-        ids = _row(prompt, target)
-        run = Decoded([int(sampling.pick(verifier.feed(ids, keep=1)))])
+        ids = _row(prompt, device)
+        first = _pick(verifier.feed(ids, keep=1), sampling, noise, 0)
         proposer.feed(ids, keep=1)
-        prefilled = time.perf_counter()
-        _loop(run, verifier, proposer, gamma, new_tokens, sampling)
-        run.prefill_s = prefilled - started
-        run.decode_s = time.perf_counter() - prefilled
+        stages.mark("prefill")
+        run, emitted, overlap = _loop(first, verifier, proposer, gamma, new_tokens, sampling, noise, stages)
+        run.tokens = torch.cat(emitted, dim=1)[0].tolist()
+        run.overlap = torch.cat(overlap).tolist() if overlap else None if sampling.greedy else []
+        stages.mark("end")
+    for name, seconds in stages.seconds().items():
+        setattr(run, name, seconds)
     return run
 
 
-def _loop(run: Decoded, target: Cached, draft: Cached, gamma: int, new_tokens: int, sampling: Sampling) -> None:
-    """Step until ``new_tokens`` are there.
+def _loop(
+    first: Tensor,
+    target: Cached,
+    draft: Cached,
+    gamma: int,
+    new_tokens: int,
+    sampling: Sampling,
+    noise: Tensor | None,
+    stages: Stages,
+) -> tuple[Decoded, list[Tensor], list[Tensor]]:
+    """Step until ``new_tokens`` are there; tokens stay on the device, the host learns only how many were accepted.
 
     ``unseen`` are the emitted tokens that the draft's cache lacks: one, or two after a step in which
     everything was accepted, because the last draft token was never fed to the draft.
     """
-    device = target.model.device
-    unseen = run.tokens[-1:]
-    while (left := new_tokens - len(run.tokens)) > 0:
-        base = target.length + 1  # tokens so far; the target's cache lacks the last one
-        count = min(gamma, left - 1)
-        begun = time.perf_counter()
-        proposal, q = _propose(draft, torch.tensor([unseen], device=device), count, sampling)
-        run.draft_s += time.perf_counter() - begun
-        logits = target.feed(torch.cat((torch.tensor([run.tokens[-1:]], device=device), proposal), dim=1))
-        if sampling.greedy:
-            kept = _accept_greedy(logits, proposal)
-        else:
-            kept = _accept_sampled(run, logits, proposal, q, sampling)
-        run.tokens += kept
+    run, emitted, overlap = Decoded([], decode_tokens=new_tokens - 1), [first], []
+    last = unseen = first
+    done, start = 1, target.length
+    while done < new_tokens:
+        count = min(gamma, new_tokens - done - 1)
+        u = None if noise is None else noise[done]
+        proposal = propose(draft, unseen, count, sampling, u)
+        stages.mark("draft")
+        logits = target.feed(torch.cat((last, proposal.tokens), dim=1))
+        stages.mark("verify")
+        verdict = accept(logits, proposal, sampling, u)
+        kept = torch.cat((proposal.tokens[:, : verdict.accepted], verdict.following), dim=1)
+        stages.mark("accept")
+        done += verdict.accepted + 1
         run.drafted.append(count)
-        run.accepted.append(len(kept) - 1)
-        target.rewind(base + len(kept) - 1)
-        draft.rewind(base + len(kept) - 1)
-        unseen = run.tokens[draft.length - base - len(kept) :]
+        run.accepted.append(verdict.accepted)
+        emitted.append(kept)
+        if verdict.overlap is not None:
+            overlap.append(verdict.overlap)
+        target.rewind(start + done - 1)
+        draft.rewind(start + done - 1)
+        last = kept[:, -1:]
+        unseen = kept[:, -2:] if verdict.accepted == count else last
+        stages.mark("crop")
+    return run, emitted, overlap
 
 
-def _propose(draft: Cached, ids: Tensor, count: int, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """``count`` draft tokens ``(1, count)`` and, when sampled, the distributions ``(count, V)`` they were
-    drawn from.
-    """
+def propose(draft: Cached, ids: Tensor, count: int, sampling: Sampling, u: Tensor | None) -> Proposal:
+    """``count`` draft tokens after the ids; when sampled, with the uniform numbers ``u[:count]``."""
     tokens, rows = [ids[:, :0]], []
-    for _ in range(count):
+    for place in range(count):
         logits = draft.feed(ids, keep=1)
-        if sampling.greedy:
+        if sampling.greedy or u is None:
             ids = logits.argmax(-1, keepdim=True)
         else:
             q = sampling.probabilities(logits)
-            ids = sampling.draw(q)
+            ids = draw(q, u[place : place + 1])
             rows.append(q)
         tokens.append(ids)
-    return torch.cat(tokens, dim=1), torch.cat(rows) if rows else None
+    return Proposal(torch.cat(tokens, dim=1), torch.cat(rows) if rows else None)
 
 
-def _accept_greedy(logits: Tensor, proposal: Tensor) -> list[int]:
-    """The target's own choices, as far as the proposal agrees with them, and the one after that."""
-    chosen: list[int] = logits.argmax(-1).tolist()
-    proposed: list[int] = proposal[0].tolist()
-    accepted = 0
-    while accepted < len(proposed) and proposed[accepted] == chosen[accepted]:
+def accept(logits: Tensor, proposal: Proposal, sampling: Sampling, u: Tensor | None) -> Verdict:
+    """The target's verdict from its logits ``(n + 1, V)`` after the last token and after each of ``n`` drafted."""
+    if sampling.greedy or u is None:
+        return accept_greedy(logits, proposal.tokens)
+    return accept_sampled(sampling.probabilities(logits), proposal, u)
+
+
+def accept_greedy(logits: Tensor, proposed: Tensor) -> Verdict:
+    """The proposal stays as far as it agrees with the target's own choices."""
+    chosen = logits.argmax(-1)
+    both = torch.cat((chosen, proposed[0])).tolist()  # one wait for the device, not two
+    accepted, count = 0, len(both) // 2
+    while accepted < count and both[accepted] == both[count + 1 + accepted]:
         accepted += 1
-    return chosen[: accepted + 1]
+    return Verdict(accepted, chosen[None, accepted : accepted + 1])
 
 
-def _accept_sampled(run: Decoded, logits: Tensor, proposal: Tensor, q: Tensor | None, sampling: Sampling) -> list[int]:
+def accept_sampled(p: Tensor, proposal: Proposal, u: Tensor) -> Verdict:
     """Leviathan's rule (their Algorithm 1), which leaves the target's distribution p whatever q is.
 
     A draw x ~ q is kept with probability ``min(1, p(x) / q(x))``. At the first refusal the token comes from
-    ``norm(max(0, p - q))``; when nothing was refused, from the target's next row.
+    ``norm(max(0, p - q))``; when nothing was refused, from the target's next row. `u` has a uniform number per draft
+    token that chose it, then one per draft token that decides here, and last one for the token after them.
     """
-    p = sampling.probabilities(logits)
-    accepted, source = 0, p[-1]
-    if q is not None:
-        drawn = proposal[0, :, None]
-        r = torch.rand(drawn.shape, generator=sampling.generator, device=p.device)
-        keep: list[bool] = (r * q.gather(1, drawn) < p[:-1].gather(1, drawn))[:, 0].tolist()
-        accepted = keep.index(False) if False in keep else len(keep)
-        tested = min(accepted + 1, len(keep))
-        overlap = torch.minimum(p[:tested], q[:tested]).sum(-1).clamp_max(1)
-        run.alpha_sum += float(overlap.sum())
-        run.alpha_var += float((overlap * (1 - overlap)).sum())
-        if accepted < len(keep):
-            residual = (p[accepted] - q[accepted]).clamp_min(0)
-            # p and q equal up to rounding leave no residual: then either of them is the distribution wanted.
-            source = residual if float(residual.sum()) > 0 else p[accepted]
-    return [*proposal[0, :accepted].tolist(), int(sampling.draw(source))]
+    q = proposal.q
+    if q is None:
+        return Verdict(0, draw(p, u[-1:]), p.new_zeros(0))
+    count = len(q)
+    drawn = proposal.tokens[0, :, None]
+    decide = u[-1 - count : -1, None]
+    keep: list[bool] = (decide * q.gather(1, drawn) < p[:-1].gather(1, drawn))[:, 0].tolist()
+    accepted = keep.index(False) if False in keep else count
+    tested = min(accepted + 1, count)
+    overlap = torch.minimum(p[:tested], q[:tested]).sum(-1).clamp_max(1)
+    source = p[accepted : accepted + 1]
+    if accepted < count:
+        residual = (source - q[accepted : accepted + 1]).clamp_min(0)
+        # p and q equal up to rounding leave no residual: then either of them is the distribution wanted.
+        source = torch.where(residual.sum(-1, keepdim=True) > 0, residual, source)
+    return Verdict(accepted, draw(source, u[-1:]), overlap)
 
 
-def _row(prompt: Sequence[int], model: Any) -> Tensor:
-    return torch.tensor([list(prompt)], device=model.device)
+def _pick(logits: Tensor, sampling: Sampling, noise: Tensor | None, place: int) -> Tensor:
+    """The next token ``(1, 1)`` after logits ``(1, V)``."""
+    if noise is None:
+        return logits.argmax(-1, keepdim=True)
+    return draw(sampling.probabilities(logits), noise[place, -1:])
+
+
+def _noise(sampling: Sampling, seed: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    """All uniform numbers of a run: row t for the step that begins when t tokens are there; None when greedy."""
+    if sampling.greedy:
+        return None
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+
+
+def _row(prompt: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([list(prompt)], device=device)
 
 
 def _check(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
