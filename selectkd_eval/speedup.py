@@ -84,7 +84,7 @@ def _measure(
     if not lossless.passed(list(record.done.values())):
         return
     force(record, engine, cast, asked, how)
-    costs.probe(record, engine, asked, max(options.gamma), options.repetitions)
+    costs.probe(record, engine, asked, how, max(options.gamma), options.repetitions)
     _warn_if_busy()
     clock = Clock(engine, device, machine.Meter(device), options.repetitions)
     time_all(record, clock, asked, how, options.batch)
@@ -92,9 +92,7 @@ def _measure(
         record.write("machine", **machine.peaks(device), energy=clock.meter.words)
 
 
-def _facts(
-    options: SpeedupOptions, cast: Cast, engine: Engine, chosen: PromptSet, threads: int
-) -> Mapping[str, Any]:
+def _facts(options: SpeedupOptions, cast: Cast, engine: Engine, chosen: PromptSet, threads: int) -> Mapping[str, Any]:
     models = {"target": cast.target.model} | {f"draft {i}": draft.model for i, draft in enumerate(cast.drafts)}
     return {
         "engine": {"name": engine.name, **engine.facts},
@@ -126,5 +124,3 @@ def _warn_if_busy() -> None:
             "trusted: the control shows by how much",
             file=sys.stderr,
         )
-
-

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from selectkd_eval import prompts, records
-from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import Prompt
 from selectkd_eval.sampling import GREEDY, Sampling
 from selectkd_eval.speculation import gate
@@ -61,10 +60,8 @@ class Asking(NamedTuple):
         return Request(ids, length, int.from_bytes(digest[:7], "big"))
 
 
-def ask(
-    record: records.Writer, engine: Engine, cast: Cast, chosen: Sequence[Prompt], how: Asking
-) -> Iterator[Asked]:
-    """Every text in order, gated unless an earlier run did so. One that does not fit the models is a row with an error."""
+def ask(record: records.Writer, engine: Engine, cast: Cast, chosen: Sequence[Prompt], how: Asking) -> Iterator[Asked]:
+    """Every text in order, gated unless an earlier run did so; one that does not fit the models is a row with an error."""
     for prompt in tqdm(chosen, desc="lossless?", disable=None):
         messages: list[dict[str, str]] = []
         for turn, said in enumerate((prompt.text, *prompts.later_turns(prompt)), start=1):
@@ -138,9 +135,3 @@ def _too_long(cast: Cast, ids: Sequence[int], new_tokens: int) -> str:
                 f"{loaded.card.name}: lower --max-new-tokens or give shorter prompts"
             )
     return ""
-
-
-def refuse_nothing(record: records.Writer, asked: Sequence[Asked], why: str) -> None:
-    """An InputError when not one text is left to decode."""
-    if not asked:
-        raise InputError(f"no prompt can be decoded: {why}")

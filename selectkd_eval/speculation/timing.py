@@ -8,12 +8,10 @@ prompt anew and none is half from before and half from after.
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +22,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.speculation.asking import Asked, Asking
 from selectkd_eval.speculation.engine import Decoded, Engine, Request
 from selectkd_eval.speculation.machine import Meter
+from selectkd_eval.speculation.quiet import quiet
 from selectkd_eval.speeds import PLAIN, Arm
 
 
@@ -40,7 +39,9 @@ def time_all(record: records.Writer, clock: Clock, asked: Sequence[Asked], how: 
     """One row for every prompt at batch 1, and for every wave of prompts at a larger batch."""
     for batch in batches:
         units = [[one] for one in asked] if batch == 1 else waves(asked, batch, how.seed)
-        for number, unit in enumerate(tqdm(units, desc=f"timing, batch {batch}" if batch > 1 else "timing", disable=None)):
+        for number, unit in enumerate(
+            tqdm(units, desc=f"timing, batch {batch}" if batch > 1 else "timing", disable=None)
+        ):
             key = f"time/{unit[0].id}" if batch == 1 else f"batch{batch}/wave{number}"
             if key not in record.done:
                 _time_unit(record, key, clock, unit, how, batch)
@@ -60,9 +61,7 @@ def waves(asked: Sequence[Asked], batch: int, seed: int) -> list[list[Asked]]:
     return found
 
 
-def _time_unit(
-    record: records.Writer, key: str, clock: Clock, unit: Sequence[Asked], how: Asking, batch: int
-) -> None:
+def _time_unit(record: records.Writer, key: str, clock: Clock, unit: Sequence[Asked], how: Asking, batch: int) -> None:
     arms = [arm._replace(batch=batch) for arm in (PLAIN, PLAIN, *how.arms)]
     for arm in arms[1:]:
         shortest = min(one.length for one in unit)
@@ -136,18 +135,3 @@ def counts(decoded: Sequence[Decoded]) -> dict[str, Any]:
 def _sum(decoded: Sequence[Decoded], seconds: Callable[[Decoded], float | None]) -> float | None:
     """Of several texts at once, their stages overlap: the sum of their times is nobody's time."""
     return seconds(decoded[0]) if len(decoded) == 1 else None
-
-
-@contextmanager
-def quiet(device: torch.device) -> Iterator[None]:
-    """No garbage collection and no earlier GPU work inside the timed stretch."""
-    gc.collect(0)
-    enabled = gc.isenabled()
-    gc.disable()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
