@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from selectkd_eval import reasoning
 from selectkd_eval.errors import InputError, commonest
-from selectkd_eval.prompts import Prompt, load_prompts
+from selectkd_eval.prompts import Prompt, load_prompts, unasked
 from selectkd_eval.records import Writer, open_record
 from selectkd_eval.served import Reply, Served
 from selectkd_eval.terminal import visible
@@ -54,6 +54,8 @@ def run(options: AnswerOptions) -> int:
     """Answer every prompt under every seed; prints the record's path and one line. Exit code 1 if some failed."""
     _check(options)
     prompts = load_prompts(options.prompts, options.limit, options.prompt_dir)
+    if note := unasked(prompts.prompts):
+        print(note, file=sys.stderr)
     # Sets with several reference answers to one prompt hold it several times, and two sets may share one; it is asked
     # once, and belongs to the first.
     asked: dict[str, Prompt] = {}

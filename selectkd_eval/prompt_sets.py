@@ -1,9 +1,10 @@
 """Which prompt sets go by a name, and where do their files come from?
 
 The paper judges answers to AlpacaEval, Evol-Instruct and UltraFeedback prompts (SelecTKD, Table 1), against the
-answers that DistiLLM-2's evaluation ships with them: those of text-davinci-003 and of gpt-3.5-turbo. The files are
-not in this package, because their licences do not allow it; one row of facts each says where they lie and by which
-digest they are known. `prompts` reads them.
+answers that DistiLLM-2's evaluation ships with them: those of text-davinci-003 and of gpt-3.5-turbo. Speculative
+decoding (Table 5) is mostly measured on Spec-Bench's questions, which come without answers. The files are not in this
+package, because their licences do not allow it; one row of facts each says where they lie and by which digest they are
+known. `prompts` reads them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from selectkd_eval import environment
 from selectkd_eval.errors import InputError
 from selectkd_eval.tasks.files import ENDINGS, find_file
 
-ORIGIN = "github.com/jongwooko/distillm-2"
-
 
 class HubFile(NamedTuple):
     """A file of a data set on the Hugging Face hub."""
@@ -28,11 +27,22 @@ class HubFile(NamedTuple):
     file: str
 
 
+class Origin(NamedTuple):
+    """Who publishes a set's file: a repository, and its directory of prompt sets."""
+
+    repository: str
+    root: str
+
+
+DISTILLM2 = Origin("github.com/jongwooko/distillm-2", "eval")
+SPEC_BENCH = Origin("github.com/hemingkx/Spec-Bench", "data")
+
+
 @dataclass(frozen=True)
 class NamedSet:
-    """A set by name. `prompts` counts its entries, and `references` wrote the answers in it.
+    """A set by name. `prompts` counts its entries, and `references` wrote the answers in it ("": it has none).
 
-    `stem` is the accepted file name without its ending, and `folder` its directory in DistiLLM-2's `eval`. `sha256` is
+    `stem` is the accepted file name without its ending, and `folder` its directory in the `origin`'s root. `sha256` is
     the uncompressed file's digest there, `content` that of its prompts and answers alone, whatever the file's packing.
     """
 
@@ -44,6 +54,18 @@ class NamedSet:
     sha256: str
     content: str
     hub: HubFile | None = None
+    origin: Origin = DISTILLM2
+    ending: str = ".json"
+
+    @property
+    def published(self) -> str:
+        """The file's path in its origin."""
+        return f"{self.origin.root}/{self.folder}/{self.stem}{self.ending}"
+
+    @property
+    def answers(self) -> str:
+        """Whose answers are in it, in words."""
+        return f"references by {self.references}" if self.references else "no references"
 
 
 PROMPT_SETS: dict[str, NamedSet] = {
@@ -75,11 +97,22 @@ PROMPT_SETS: dict[str, NamedSet] = {
         sha256="da641333e5dcbbb5e3d4c3d75593e09f5a8329f80e1296c812feea1d0550d0e0",
         content="908738433642781174a368b71d68914135bc5740fc69e2abfe02615b304e41d1",
     ),
+    "spec-bench": NamedSet(
+        about="Spec-Bench (Xia et al. 2024): MT-bench in two turns and five other tasks, 80 questions each",
+        prompts=480,
+        references="",
+        stem="question",
+        folder="spec_bench",
+        sha256="4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04",
+        content="50971206e7597777911e9d18137afc109d779fca6b526ee21883f6c16d5348af",
+        origin=SPEC_BENCH,
+        ending=".jsonl",
+    ),
 }
 
 
 def locate(name: str, directory: Path | None) -> Path:
-    """The file of a named set: in `directory`, which may be DistiLLM-2's `eval` itself, or from the hub.
+    """The file of a named set: in `directory`, which may be the origin's own root, or from the hub.
 
     An InputError says which file was looked for, and where it is to be had.
     """
@@ -87,7 +120,7 @@ def locate(name: str, directory: Path | None) -> Path:
     if directory is None:
         return _from_hub(name, row)
     if not directory.is_dir():
-        raise InputError(f"--prompt-dir {directory} is not a directory: give the one with {row.stem}.json")
+        raise InputError(f"--prompt-dir {directory} is not a directory: give the one with {row.stem}{row.ending}")
     for folder in (directory, directory / row.folder):
         if path := find_file(folder, (row.stem,)):
             return path
@@ -105,7 +138,7 @@ def notes(name: str, file_sha256: str, content_sha256: str, entries: int) -> Ite
     elif file_sha256 != row.sha256 and content_sha256 != row.content:
         yield (
             f"note: the file of {name} is not the published one (sha256 {file_sha256[:12]}, published "
-            f"{row.sha256[:12]}), so its win rates compare with nobody else's"
+            f"{row.sha256[:12]}), so what is measured on it compares with nobody else's"
         )
 
 
@@ -118,32 +151,36 @@ def facts_line(name: str) -> str:
     """A set in one line: its size, its references, and what it takes to use it."""
     row = PROMPT_SETS[name]
     where = f"from the hub's {row.hub.repository}, or " if row.hub else ""
-    return f"{row.prompts:,} prompts, references by {row.references}; {where}--prompt-dir with {row.stem}.json"
+    return f"{row.prompts:,} prompts, {row.answers}; {where}--prompt-dir with {row.stem}{row.ending}"
 
 
 def explanation(name: str) -> str:
     """What `list prompts --explain` says."""
     row = PROMPT_SETS[name]
-    hub = f"{row.hub.file} of {row.hub.repository}" if row.hub else "no known copy with these references"
+    hub = (
+        f"{row.hub.file} of {row.hub.repository}"
+        if row.hub
+        else f"no known copy with {'these references' if row.references else 'these questions'}"
+    )
     return "\n".join(
         [
             row.about,
             facts_line(name),
             f"with --prompt-dir DIR: {row.stem} with one of the endings {', '.join(ENDINGS)}",
             f"on the Hugging Face hub: {hub}",
-            f"published in {ORIGIN}, eval/{row.folder}/{row.stem}.json",
+            f"published in {row.origin.repository}, {row.published}",
             f"sha256 of that file: {row.sha256}",
         ]
     )
 
 
 def _advice(row: NamedSet) -> str:
-    return f"take eval/{row.folder}/{row.stem}.json from {ORIGIN} and give --prompt-dir the directory that holds it"
+    return f"take {row.published} from {row.origin.repository} and give --prompt-dir the directory that holds it"
 
 
 def _from_hub(name: str, row: NamedSet) -> Path:
     if row.hub is None:
-        raise InputError(f"{name} with its references by {row.references} is on no hub that we know: {_advice(row)}")
+        raise InputError(f"{name} with {row.answers} is on no hub that we know: {_advice(row)}")
     environment.expect_hub()
     hub = environment.require("huggingface_hub", f"the prompt set {name} from the hub", "train")
     try:

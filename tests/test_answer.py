@@ -365,3 +365,15 @@ def test_refusal_stops_at_once_and_keeps_what_there_is(
 def test_no_server_is_one_sentence(served: AnswerOptions) -> None:
     with pytest.raises(InputError, match="no server answers"):
         answer.run(replace(served, base_url="http://127.0.0.1:9/v1", limit=1))
+
+
+def test_the_second_turns_that_are_not_asked_are_said(
+    options: AnswerOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "question.jsonl"
+    rows = [{"category": "coding", "turns": [f"the red dog sees {i}", "and a hat"]} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = ask(replace(options, prompts=str(path)))
+    assert [row["text"] for row in record.good] == [f"the red dog sees {i}" for i in range(3)]
+    assert {row["source"] for row in record.good} == {"mt_bench"}
+    assert "note: 3 later turns of conversations are not asked" in capsys.readouterr().err

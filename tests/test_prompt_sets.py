@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -15,10 +16,14 @@ import pytest
 from selectkd_eval.errors import InputError
 from selectkd_eval.listing import run
 from selectkd_eval.prompt_sets import PROMPT_SETS
-from selectkd_eval.prompts import load_prompts
+from selectkd_eval.prompts import later_turns, load_prompts
 from selectkd_eval.verbs import ListOptions
 
 SOURCES = {"selfinstruct": 252, "oasst": 188, "koala": 156, "helpful_base": 129, "vicuna": 80}
+
+
+JUDGED = [name for name, row in PROMPT_SETS.items() if row.references]
+SPEC_BENCH = PROMPT_SETS["spec-bench"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def published(shared_data: Path) -> Path:
     return shared_data / "judge" / "distillm2"
 
 
-@pytest.mark.parametrize("name", PROMPT_SETS)
+@pytest.mark.parametrize("name", JUDGED)
 def test_the_published_file_is_known_without_a_word(
     name: str, published: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,8 +55,8 @@ def test_alpacaevals_strata_are_its_data_sets(published: Path) -> None:
 
 def test_of_several_sets_the_stratum_is_the_set(published: Path) -> None:
     found = load_prompts("alpaca-eval, evol-instruct,ultrafeedback", 50, published)
-    assert Counter(prompt.source for prompt in found.prompts) == dict.fromkeys(PROMPT_SETS, 50)
-    assert found.files == {name: row.sha256 for name, row in PROMPT_SETS.items()}
+    assert Counter(prompt.source for prompt in found.prompts) == dict.fromkeys(JUDGED, 50)
+    assert found.files == {name: PROMPT_SETS[name].sha256 for name in JUDGED}
 
 
 def test_another_packing_of_the_same_prompts_is_the_published_set(
@@ -103,13 +108,47 @@ def test_the_hubs_own_packing_is_the_published_set(
 
 
 def test_distillm2s_own_folders_are_a_prompt_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, row in PROMPT_SETS.items():
-        folder = tmp_path / row.folder
+    for name in JUDGED:
+        folder = tmp_path / PROMPT_SETS[name].folder
         folder.mkdir()
-        (folder / f"{row.stem}.json").write_text(json.dumps([{"prompt": name, "generated_text": "yes"}]))
-    found = load_prompts(",".join(PROMPT_SETS), prompt_dir=tmp_path).prompts
-    assert [(p.text, p.answer, p.source) for p in found] == [(name, "yes", name) for name in PROMPT_SETS]
+        path = folder / f"{PROMPT_SETS[name].stem}.json"
+        path.write_text(json.dumps([{"prompt": name, "generated_text": "yes"}]))
+    found = load_prompts(",".join(JUDGED), prompt_dir=tmp_path).prompts
+    assert [(p.text, p.answer, p.source) for p in found] == [(name, "yes", name) for name in JUDGED]
     assert capsys.readouterr().err.count("note:") == 3
+
+
+def question_file(folder: Path, categories: list[str], each: int) -> Path:
+    """A question file in Spec-Bench's format with questions of our own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"question_id": i, "category": name, "turns": [f"Say {name} {i}.", "Again."][: 1 + (name == "writing")]}
+        for i, name in enumerate(category for category in categories for _ in range(each))
+    ]
+    path = folder / "question.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_spec_bench_keeps_its_tasks_beside_other_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    categories = ["writing", "translation", "summarization", "qa", "math_reasoning", "rag"]
+    question_file(tmp_path / SPEC_BENCH.folder, categories, each=3)
+    found = load_prompts("spec-bench,mini-gsm", 2, tmp_path)
+    tasks = ["mt_bench", *categories[1:]]
+    assert Counter(prompt.source for prompt in found.prompts) == {**dict.fromkeys(tasks, 2), "mini-gsm:test": 2}
+    assert [later_turns(prompt) for prompt in found.prompts[:3]] == [["Again."], ["Again."], []]
+    assert not any(prompt.answer for prompt in found.prompts[:12])
+    assert "has 18 entries where the published one has 480" in capsys.readouterr().err
+
+
+def test_480_questions_of_somebody_else_are_not_spec_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = question_file(tmp_path, ["writing"], each=480)
+    found = load_prompts("spec-bench", None, tmp_path)
+    assert len(found.prompts) == SPEC_BENCH.prompts
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.facts()["files"] == {"spec-bench": digest}
+    said = capsys.readouterr().err
+    assert f"spec-bench is not the published one (sha256 {digest[:12]}, published 4b6d33e79484)" in said
 
 
 @pytest.mark.parametrize(
@@ -119,6 +158,13 @@ def test_distillm2s_own_folders_are_a_prompt_directory(tmp_path: Path, capsys: p
         ("evol-instruct", None, r"on no hub that we know: take eval/evol-instruct/evol_inst_eval.json from github"),
         ("ultrafeedback", ".", r"needs ultrafeedback_eval with one of the endings .* and none is there"),
         ("ultrafeedback", "nowhere", "is not a directory: give the one with ultrafeedback_eval.json"),
+        (
+            "spec-bench",
+            None,
+            r"no references is on no hub that we know: take data/spec_bench/question.jsonl from github",
+        ),
+        ("spec-bench", ".", r"needs question with one of the endings .* and none is there: take data/spec_bench/"),
+        ("spec-bench", "nowhere", "is not a directory: give the one with question.jsonl"),
         ("alpaca-evil", None, "did you mean 'alpaca-eval'"),
     ],
 )
@@ -143,7 +189,8 @@ def test_the_list_names_sets_that_are_not_at_hand(capsys: pytest.CaptureFixture[
     assert run(ListOptions(what="prompts")) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     for name, row in PROMPT_SETS.items():
-        assert f"{row.prompts:,} prompts, references by {row.references}" in lines[name]
+        answers = f"references by {row.references}" if row.references else "no references"
+        assert f"{row.prompts:,} prompts, {answers}; " in lines[name]
         assert f"--prompt-dir with {row.stem}.json" in lines[name]
         assert run(ListOptions(what="prompts", explain=name)) == 0
         assert row.sha256 in capsys.readouterr().out

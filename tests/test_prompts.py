@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,17 @@ from conftest import TinyPair
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.pair import load_tokenizer
-from selectkd_eval.prompts import EMBEDDED_SETS, encode_example, load_prompts, prompt_id, prompt_ids, render
+from selectkd_eval.prompt_files import MT_BENCH
+from selectkd_eval.prompts import (
+    EMBEDDED_SETS,
+    encode_example,
+    later_turns,
+    load_prompts,
+    prompt_id,
+    prompt_ids,
+    render,
+    unasked,
+)
 from selectkd_eval.records import open_record
 from selectkd_eval.verbs import AnswerOptions
 
@@ -83,6 +94,61 @@ def test_a_longer_conversation_is_refused(tmp_path: Path, turns: list[str], sent
         load_prompts(str(path))
 
 
+def questions(path: Path, **counts: int) -> Path:
+    """A question file as Spec-Bench and MT-bench have it: so many of each category, MT-bench's own with two turns."""
+    rows: list[dict[str, object]] = []
+    for category, count in counts.items():
+        for number in range(count):
+            turns = [f"Tell me {category} thing {number}."]
+            turns += [f"And {category} thing {number} again?"] if category in MT_BENCH else []
+            rows.append({"question_id": len(rows) + 1, "category": category, "turns": turns, "reference": ["x"]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_question_is_its_first_turn_and_keeps_the_others_for_later(tmp_path: Path) -> None:
+    path = questions(tmp_path / "question.jsonl", writing=1, stem=1, translation=1)
+    found = load_prompts(str(path)).prompts
+    assert [(p.text, later_turns(p), p.source, p.answer) for p in found] == [
+        ("Tell me writing thing 0.", ["And writing thing 0 again?"], "mt_bench", None),
+        ("Tell me stem thing 0.", ["And stem thing 0 again?"], "mt_bench", None),
+        ("Tell me translation thing 0.", [], "translation", None),
+    ]
+    assert [(p.meta["question_id"], p.meta["category"]) for p in found] == [
+        (1, "writing"),
+        (2, "stem"),
+        (3, "translation"),
+    ]
+    assert unasked(found).startswith("note: 2 later turns of conversations")
+    assert unasked(found[2:]) == ""
+
+
+def test_a_limit_keeps_the_first_of_each_task(tmp_path: Path) -> None:
+    path = questions(tmp_path / "question.jsonl", writing=1, roleplay=3, qa=1, rag=4)
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\n" for i in range(5)))
+    few = load_prompts(str(path), limit=2).prompts
+    assert [p.text for p in few] == [
+        *("Tell me writing thing 0.", "Tell me roleplay thing 0.", "Tell me qa thing 0."),
+        *("Tell me rag thing 0.", "Tell me rag thing 1."),
+    ]
+    both = load_prompts(f"{path},{plain}", limit=2).prompts
+    assert Counter(p.source for p in both) == {"mt_bench": 2, "qa": 1, "rag": 2, "plain.jsonl": 2}
+
+
+def test_another_second_turn_is_another_set(tmp_path: Path) -> None:
+    path = questions(tmp_path / "question.jsonl", coding=2)
+    before = load_prompts(str(path)).sha256
+    path.write_text(path.read_text().replace("And coding thing 1 again?", "Never mind."))
+    assert load_prompts(str(path)).sha256 != before
+
+
+def test_a_prompt_beside_turns_is_the_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "turns": [{"role": "user"}]}))
+    assert [(p.text, later_turns(p)) for p in load_prompts(str(path)).prompts] == [("a", [])]
+
+
 def test_of_several_files_the_source_is_the_file(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text(json.dumps({"prompt": name, "dataset": "other"}))
@@ -120,6 +186,11 @@ def test_an_answer_record_is_a_data_set(tmp_path: Path) -> None:
         (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
         (b'{"prompt": "a \\ud800"}', "the prompt of entry 1 of .* holds half a character"),
         (b'{"prompt": "a", "answer": "\\udfff"}', "the answer of entry 1 of .* holds half a character"),
+        (b'{"turns": []}', "the turns of entry 1 of .* must be texts"),
+        (b'{"turns": ["a", " "]}', "the turns of entry 1 of .* must be texts"),
+        (b'{"turns": ["a", 1]}', "the turns of entry 1 of .* must be texts"),
+        (b'{"turns": ["a", "\\ud800"]}', "the prompt of entry 1 of .* holds half a character"),
+        (b'{"turns": "a"}', "has no prompt .* found turns, which is no text"),
     ],
 )
 def test_unreadable_files_are_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
