@@ -3,8 +3,8 @@
 The paper judges answers to AlpacaEval, Evol-Instruct and UltraFeedback prompts (SelecTKD, Table 1), against the
 answers that DistiLLM-2's evaluation ships with them: those of text-davinci-003 and of gpt-3.5-turbo. Speculative
 decoding (Table 5) is mostly measured on Spec-Bench's questions, which come without answers. The files are not in this
-package, because their licences do not allow it; one row of facts each says where they lie and by which digest they are
-known. `prompts` reads them.
+package: their licences do not allow it, or are those of the many data sets that they were taken from. One row of facts
+each says where they lie and by which digest they are known. `prompts` reads them.
 """
 
 from __future__ import annotations

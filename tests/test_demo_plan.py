@@ -32,3 +32,13 @@ def test_the_noisy_teacher_is_noisy_for_every_distilled_arm_and_for_no_other() -
     plan = Plan(DemoOptions(noisy_teacher=True))
     assert [plan.train(arm, 0).options.teacher_noise for arm in ARMS] == [0.0, 0.3, 0.3, 0.3]
     assert plan.records != Plan(DemoOptions()).records
+
+
+def test_all_drafts_are_timed_in_one_command_the_undistilled_student_among_them() -> None:
+    for quick in (False, True):
+        plan = Plan(DemoOptions(quick=quick))
+        greedy = next(plan.speedups()).options
+        assert greedy.temperature == 0
+        assert greedy.draft == (plan.model("draft"), plan.model("student"), *plan.first_students())
+        assert len(set(greedy.draft)) == 2 + len(ARMS)
+        assert (greedy.limit or 0) >= 3

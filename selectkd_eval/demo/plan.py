@@ -34,6 +34,8 @@ from selectkd_eval.verbs import (
 
 LABELLED = "mini-gsm:labelled,mini-stories:labelled"
 VALIDATION = "mini-gsm:validation,mini-stories:validation"
+TIMED = 12  # prompts of each family that every draft is timed on
+SAMPLED_TOO = False  # time the drafts at temperature 1 as well
 WRITTEN = {"mini-gsm": 1200, "mini-stories": 400}  # prompts that the teacher answers: twice the labelled ones
 
 
@@ -263,22 +265,26 @@ class Plan:
         return Job("landscape", options, "loss landscapes")
 
     def speedups(self) -> Iterator[Job]:
-        """The one-layer draft at two lengths, and every arm's student as a draft."""
-        drafts = {"draft": self.model("draft")} | dict(
-            zip((arm.slug for arm in ARMS), self.first_students(), strict=True)
+        """The one-layer draft, the student that everyone started from, and every arm's student as the draft.
+
+        One command times them all in turns on each prompt, so that the distilled students and the undistilled one are
+        compared within a prompt and not between runs.
+        """
+        options = SpeedupOptions(
+            out=self.records,
+            name="drafts",
+            target=self.model("teacher"),
+            draft=(self.model("draft"), self.model("student"), *self.first_students()),
+            prompts="mini-gsm,mini-stories",
+            gamma=(3, 5),
+            limit=3 if self.quick else TIMED,
+            repetitions=3,
+            threads=1,
         )
-        for slug, draft in drafts.items():
-            options = SpeedupOptions(
-                out=self.records,
-                name=slug,
-                target=self.model("teacher"),
-                draft=draft,
-                gamma=(3, 5) if slug == "draft" else (3,),
-                limit=3 if self.quick else 16,
-                repetitions=3,
-                threads=1,
-            )
-            yield Job("speedup", options, f"{slug} as the draft")
+        yield Job("speedup", options, "every draft, greedy")
+        if SAMPLED_TOO:
+            sampled = dataclasses.replace(options, name="drafts-sampled", gamma=(3,), temperature=1.0)
+            yield Job("speedup", sampled, "every draft, sampled")
 
     def tables(self) -> Iterator[Job]:
         """The paper's tables that these records can fill."""
