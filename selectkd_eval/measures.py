@@ -104,7 +104,7 @@ def delta(a: Terms, b: Terms, resamples: int = stats.RESAMPLES, seed: int = 0) -
     counts the prompts that have a denominator on either side. Of shares of which few prompts differ, the limits are
     Wilson's: see `edges`.
     """
-    _same_prompts(a, b)
+    same_prompts(a, b)
     if not len(a.prompts) or not a.den.sum() or not b.den.sum():
         return NOTHING, float("nan")
     found, _ = stats.paired_delta(a.num, a.den, b.num, b.den, strata=a.merged_strata, resamples=resamples, seed=seed)
@@ -120,7 +120,7 @@ def crossed(parts: Sequence[Terms], resamples: int = stats.RESAMPLES, seed: int 
     Raises InputError when the prompts differ.
     """
     for part in parts[1:]:
-        _same_prompts(parts[0], part)
+        same_prompts(parts[0], part)
     num, den = (np.stack([getattr(part, what) for part in parts], axis=1) for what in ("num", "den"))
     if not den.sum():
         return NOTHING
@@ -130,7 +130,8 @@ def crossed(parts: Sequence[Terms], resamples: int = stats.RESAMPLES, seed: int 
     return replace(found, n=int(np.count_nonzero(den.sum(axis=1))))
 
 
-def _same_prompts(a: Terms, b: Terms) -> None:
+def same_prompts(a: Terms, b: Terms) -> None:
+    """InputError unless both were measured on the same prompts."""
     if a.prompts == b.prompts:
         return
     only_a, only_b = len(set(a.prompts) - set(b.prompts)), len(set(b.prompts) - set(a.prompts))

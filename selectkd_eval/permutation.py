@@ -7,7 +7,7 @@ interval there answer the same question in different ways and may differ a littl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,6 +66,29 @@ def swap_test(
     return _drawn_p(*_swapped(a, b, resamples, np.random.SeedSequence([seed, a.shape[1]])))
 
 
+def ratio_swap_test(
+    num_a: ArrayLike,
+    den_a: ArrayLike,
+    num_b: ArrayLike,
+    den_b: ArrayLike,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, str]:
+    """Two-sided p of "one is no multiple of the other": `swap_test` with the logarithm of the two ratios' quotient.
+
+    Where both have the same numerators prompt by prompt (two drafts against one plain decoding), these cancel, and what
+    is left of the denominators grows with their difference alone, whose test is `sign_flip`.
+    """
+    a, b = (np.array([num, den], dtype=np.float64) for num, den in ((num_a, den_a), (num_b, den_b)))
+    if not (a.sum(axis=1) > 0).all() or not (b.sum(axis=1) > 0).all():
+        return float("nan"), "no data"
+    for same, other in ((0, 1), (1, 0)):
+        if (a[same] == b[same]).all():
+            return sign_flip(a[other] - b[other], seed=seed)
+    return _drawn_p(*_swapped(a, b, resamples, np.random.SeedSequence([seed, a.shape[1]]), _log_gap))
+
+
 def mean_swap_test(
     tasks: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]], *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, str]:
@@ -87,17 +110,26 @@ def _drawn_p(observed: float, drawn: Floats) -> tuple[float, str]:
     return (1 + as_far) / (1 + len(drawn)), f"label swaps within prompts, {len(drawn):,} drawn"
 
 
-def _swapped(a: Floats, b: Floats, resamples: int, seed: np.random.SeedSequence) -> tuple[float, Floats]:
-    """The difference of two ratios, and as many with labels swapped; `a` and `b` are (2, N): num, den per prompt."""
+def _swapped(
+    a: Floats,
+    b: Floats,
+    resamples: int,
+    seed: np.random.SeedSequence,
+    gap: Callable[[Floats, Floats], Floats] | None = None,
+) -> tuple[float, Floats]:
+    """The difference of two ratios (or another `gap` of them), and as many with labels swapped; `a` and `b` are (2, N):
+    num, den per prompt.
+    """
+    gap = gap or _gap
     apart, both = a - b, (a + b).sum(axis=1, keepdims=True) / 2
-    observed = float(_gap(both, apart.sum(axis=1, keepdims=True) / 2)[0])
+    observed = float(gap(both, apart.sum(axis=1, keepdims=True) / 2)[0])
     # A prompt and its mirror image have the same two outcomes, so they are one kind; equal results never move.
     mirror = np.where(apart[0] == 0, np.sign(apart[1]), np.sign(apart[0]))
     kinds, counts = np.unique((apart * mirror)[:, mirror != 0], axis=1, return_counts=True)
     if not len(counts):
         return observed, np.full(resamples, observed)
     sums = _signed_sums(kinds / 2, counts, resamples, np.random.default_rng(seed))
-    return observed, np.concatenate([_gap(both, part) for part in sums])
+    return observed, np.concatenate([gap(both, part) for part in sums])
 
 
 def _gap(both: Floats, half: Floats) -> Floats:
@@ -105,6 +137,13 @@ def _gap(both: Floats, half: Floats) -> Floats:
     a, b = both + half, both - half
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(a[0] / a[1] - b[0] / b[1])
+
+
+def _log_gap(both: Floats, half: Floats) -> Floats:
+    """The logarithm of the ratio of both + half over that of both - half."""
+    a, b = both + half, both - half
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(a[0] / a[1]) - np.log(b[0] / b[1]))
 
 
 def _signed_sums(kinds: Floats, counts: Ints, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:

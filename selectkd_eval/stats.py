@@ -23,7 +23,7 @@ from selectkd_eval.bootstrap import Floats, limits, merged_strata, parts, ratios
 from selectkd_eval.edges import RARE, at_the_edge, edge_limits, paired_edge_limits, wilson_limits
 from selectkd_eval.errors import choose
 from selectkd_eval.linearised import Z, detectable, paired_error, standard_error
-from selectkd_eval.permutation import mean_swap_test, sign_flip, swap_test
+from selectkd_eval.permutation import mean_swap_test, ratio_swap_test, sign_flip, swap_test
 
 # Callers ask one module; whose work a name is, its docstring says.
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
     "paired_error",
     "pass_at_k",
     "ratio",
+    "ratio_of_ratios",
+    "ratio_swap_test",
     "ratios",
     "sign_flip",
     "standard_error",
@@ -187,6 +189,34 @@ def paired_delta(
     low, high = limits(draws, value, without)
     words = f"paired {name} over prompts, {resamples:,} resamples"
     return Estimate(value, low, high, num.shape[1], words), _two_sided(draws)
+
+
+def ratio_of_ratios(
+    num_a: ArrayLike,
+    den_a: ArrayLike,
+    num_b: ArrayLike,
+    den_b: ArrayLike,
+    *,
+    strata: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Estimate, float]:
+    """Ratio a over ratio b on the same prompts (how many times the speed-up of b that of a is), with its p-value.
+
+    All four arrays are (N,), entry i of each belonging to the same prompt; every resample draws the same prompts for
+    all of them. The limits are percentiles, which are the same on the logarithmic scale, so that a over b and b over a
+    have reciprocal ones. The p-value is that of `ratio_swap_test`.
+    """
+    num, den = np.stack([_pair(num_a, den_a), _pair(num_b, den_b)], axis=1)
+    if not (num.sum(axis=1) > 0).all() or not (den.sum(axis=1) > 0).all():
+        return _nothing(num.shape[1]), float("nan")
+    values = num.sum(axis=1) / den.sum(axis=1)
+    a, b = ratios(num, den, strata, resamples, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = limits(a / b, float(values[0] / values[1]))
+    p, _ = ratio_swap_test(num_a, den_a, num_b, den_b, resamples=resamples, seed=seed)
+    words = f"paired bootstrap over prompts, {resamples:,} resamples"
+    return Estimate(float(values[0] / values[1]), low, high, num.shape[1], words), p
 
 
 def mean_of_ratios(

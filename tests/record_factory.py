@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from speed_rows import Made
+
 from selectkd_eval.records import Record, open_record, read, record_path
 from selectkd_eval.verbs import (
     LandscapeOptions,
@@ -253,37 +255,56 @@ def tar(out: Path, students: list[dict[str, Any]], steps: list[int | None], n: i
 
 def speedup(
     out: Path,
-    draft: dict[str, Any],
+    drafts: dict[str, Any] | list[dict[str, Any]],
     n: int = 12,
+    gammas: tuple[int, ...] = (3, 5),
+    tasks: tuple[str, ...] = ("mini-gsm",),
     violation: bool = False,
     prompts: str = "mini-gsm",
     drift: float = 1.0,
+    engine: str = "reference",
+    batches: tuple[int, ...] = (1,),
+    text: bool = True,
+    temperature: float = 0.0,
+    **made: Any,
 ) -> Record:
-    """`drift`: plain decoding over plain decoding timed again; 1 on a machine that does nothing else."""
-    rng = random.Random(f"{draft['method']}{draft['seed']}speed")
-    rows: list[dict[str, Any]] = []
-    for prompt in range(n):
-        outcome = "violation" if violation and prompt == 0 else "identical"
-        rows.append({"key": f"gate/p{prompt}", "prompt": f"p{prompt}", "outcome": outcome})
-        base = 0.2 * (1 + 0.3 * random.Random(prompt).random())
-        for rep in range(3):
-            for arm, gamma, gain in (("ar", 0, 1.0), ("ar2", 0, drift), ("gamma3", 3, 1.5), ("gamma5", 5, 1.6)):
-                wall = base / gain * (1 + rng.gauss(0, 0.02))
-                tested, drafted = 33, 11 * gamma
-                accepted = int((SKILL[_kind(draft)] + 0.1) * tested) if gamma else 0
-                row = {"prompt": f"p{prompt}", "task": "mini-gsm", "rep": rep, "arm": arm, "gamma": gamma}
-                times = {"wall_s": wall, "cpu_s": wall, "decode_wall_s": 0.95 * wall}
-                counts = {"tokens": 40, "steps": 12 if gamma else 40, "drafted": drafted, "accepted": accepted}
-                rest = {"tested": tested if gamma else 0, "alpha_sum": 0.9 * accepted}
-                rows.append({"key": f"p{prompt}/{rep}/{arm}", **row, **times, **counts, **rest})
+    """`drift`: plain decoding over plain decoding timed again; 1 on a machine that does nothing else. `made`: further
+    fields of `speed_rows.Made`, e.g. noise, repetitions, or the drafts' skills and costs.
+    """
+    drafts = [drafts] if isinstance(drafts, dict) else drafts
+    skills = [SKILL.get(_kind(draft), 0.2) + 0.1 for draft in drafts]
+    costs = [draft["parameters"] / 700_000 for draft in drafts]
+    settings: dict[str, Any] = {"n": n, "gammas": gammas, "tasks": tasks, "violation": violation, "drift": drift}
+    settings |= {"engine": engine, "batches": batches, "text": text, "temperature": temperature}
+    rows = Made(**{"skills": skills, "costs": costs, **settings, **made}).rows()
+    sampling = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     facts = {
+        "engine": {"name": engine, "version": "0"},
         "target": card("Teacher"),
-        "draft": draft,
-        "prompts": {"name": prompts, "sha256": digest(f"{prompts}{n}"), "n": n},
-        "gammas": [3, 5],
-        "temperature": 0.0,
+        "drafts": drafts,
+        "prompts": {
+            "name": prompts,
+            "sha256": digest(f"{prompts}{n}"),
+            "n": n,
+            "tasks": {task: len(range(index, n, len(tasks))) for index, task in enumerate(tasks)},
+        },
+        "gammas": list(gammas),
+        "batches": list(batches),
+        **sampling,
+        "dtype": "float32",
+        "threads": 1,
+        "affinity": [0],
+        "vocabulary": 512,
+        "first": 1,
+        "memory": {
+            name: {"weights": 4 * one["parameters"], "cache_per_token": 2048}
+            for name, one in {"target": card("Teacher"), **{f"draft {i}": d for i, d in enumerate(drafts)}}.items()
+        },
+        "rules": "made up",
     }
-    return write("speedup", SpeedupOptions(out=out, draft=draft["name"], limit=n, prompts=prompts), facts, rows)
+    names: dict[str, Any] = {"draft": tuple(draft["name"] for draft in drafts), "limit": n, "prompts": prompts}
+    options = SpeedupOptions(out=out, **names, engine=engine, gamma=gammas, batch=batches, temperature=temperature)
+    return write("speedup", options, facts, rows)
 
 
 def landscape(
