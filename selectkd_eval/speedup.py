@@ -86,7 +86,7 @@ def _measure(
     force(record, engine, cast, asked, how)
     costs.probe(record, engine, asked, how, max(options.gamma), options.repetitions)
     _warn_if_busy()
-    clock = Clock(engine, device, machine.Meter(device), options.repetitions)
+    clock = Clock(engine, device, machine.Meter(device), machine.Load(), options.repetitions)
     time_all(record, clock, asked, how, options.batch)
     if "machine" not in record.done:
         record.write("machine", **machine.peaks(device), energy=clock.meter.words)
@@ -107,6 +107,7 @@ def _facts(options: SpeedupOptions, cast: Cast, engine: Engine, chosen: PromptSe
         "dtype": options.dtype,
         "threads": threads,
         "affinity": machine.affinity(),
+        "governor": machine.governor(),
         "vocabulary": cast.vocabulary,
         "memory": {
             name: {"weights": machine.model_bytes(model), "cache_per_token": machine.cache_bytes_per_token(model)}

@@ -12,11 +12,11 @@ cd "$(dirname "$0")/../.."
 : "${PAIRS:=phi-3-medium phi-3.5-mini}"
 : "${ROWS:=gkd:none distillm:none distillm2:none distillm2:$GATE}"
 
-# timed DRAFT NAME: one GPU, batch 1.
+# timed NAME DRAFTS: one GPU, batch 1; all drafts of a training seed in turns on every prompt.
 timed() {
   # shellcheck disable=SC2086 # several draft lengths
-  selectkd speedup --target "$TEACHER" --draft "$1" --prompts "$DATA/evol_inst_eval.json" --limit "$SPEED_PROMPTS" \
-    --gamma $GAMMAS --max-new-tokens "$SPEED_TOKENS" --dtype "$SPEED_DTYPE" --name "$2" --out "$PLACE/records"
+  selectkd speedup --target "$TEACHER" --draft "${@:2}" --prompts "$DATA/evol_inst_eval.json" --limit "$SPEED_PROMPTS" \
+    --gamma $GAMMAS --max-new-tokens "$SPEED_TOKENS" --dtype "$SPEED_DTYPE" --name "$1" --out "$PLACE/records"
 }
 
 evaluation
@@ -26,12 +26,13 @@ for PAIR in $PAIRS; do
   fine_tune
   write_text
   write_pairs
-  timed "$STUDENT" start
   for SEED in $SEEDS; do
+    DRAFTS=("$STUDENT")
     for ROW in $ROWS; do
       distil "${ROW%:*}" "${ROW#*:}" "$SEED"
-      timed "$TRAINED" "$NAME"
+      DRAFTS+=("$TRAINED")
     done
+    timed "seed$SEED" "${DRAFTS[@]}"
   done
   printed 5 "$PLACE/records" "$PAIR"
 done

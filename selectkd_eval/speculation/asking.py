@@ -61,7 +61,7 @@ class Asking(NamedTuple):
 
 
 def ask(record: records.Writer, engine: Engine, cast: Cast, chosen: Sequence[Prompt], how: Asking) -> Iterator[Asked]:
-    """Every text in order, gated unless an earlier run did so; one that does not fit the models is a row with an error."""
+    """Every text in order, gated unless an earlier run did so; one that fits no model is a row with an error."""
     for prompt in tqdm(chosen, desc="lossless?", disable=None):
         messages: list[dict[str, str]] = []
         for turn, said in enumerate((prompt.text, *prompts.later_turns(prompt)), start=1):
@@ -99,8 +99,10 @@ def _gate(
     reference = reference[: answer_length(reference, cast.ends)]
     outcomes = []
     for arm in how.arms:
-        found = engine.decode(how.request(ids, len(reference), name, "gate"), arm, GREEDY).tokens
-        outcome = gate.greedy_outcome(cast.target.model, cast.vocabulary, ids, reference, found)
+        found = engine.decode(how.request(ids, len(reference), name, "gate"), arm, GREEDY)
+        outcome = gate.greedy_outcome(cast.target.model, cast.vocabulary, ids, reference, found.tokens)
+        draft = cast.drafts[arm.draft].model if cast.drafts else None
+        outcome |= gate.greedy_trace(draft, cast.vocabulary, ids, found)
         outcomes.append({"draft": arm.draft, "gamma": arm.gamma, **outcome})
     record.write(f"gate/{name}", **place, length=len(reference), reference=reference, outcomes=outcomes)
 

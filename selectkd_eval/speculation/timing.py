@@ -8,7 +8,6 @@ prompt anew and none is half from before and half from after.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -21,17 +20,18 @@ from selectkd_eval import records
 from selectkd_eval.errors import InputError
 from selectkd_eval.speculation.asking import Asked, Asking
 from selectkd_eval.speculation.engine import Decoded, Engine, Request
-from selectkd_eval.speculation.machine import Meter
+from selectkd_eval.speculation.machine import Load, Meter
 from selectkd_eval.speculation.quiet import quiet
 from selectkd_eval.speeds import PLAIN, Arm
 
 
 class Clock(NamedTuple):
-    """What times: the engine, where its work is done, and how energy is read."""
+    """What times: the engine, where its work is done, how energy is read and what else the machine did."""
 
     engine: Engine
     device: torch.device
     meter: Meter
+    others: Load
     repetitions: int
 
 
@@ -67,6 +67,7 @@ def _time_unit(record: records.Writer, key: str, clock: Clock, unit: Sequence[As
         shortest = min(one.length for one in unit)
         _decode(clock.engine, _requests(unit, how, "warm-up", min(shortest, 2 * arm.gamma + 3)), arm, how)
     runs = []
+    clock.others.since()
     for rep in range(clock.repetitions):
         order = list(range(len(arms)))
         random.Random(f"{how.seed}/{key}/{rep}").shuffle(order)
@@ -81,8 +82,9 @@ def _time_unit(record: records.Writer, key: str, clock: Clock, unit: Sequence[As
                 joules = clock.meter.joules()
             head = {"rep": rep, "place": place, **arm._asdict(), "control": index == 1, "wall_s": wall}
             head["cpu_s"] = None if clock.engine.batches else cpu
-            runs.append(head | counts(decoded) | {"load": round(os.getloadavg()[0], 2), "joules": joules})
-    record.write(key, **_place(key, unit), length=sum(one.length for one in unit), runs=runs)
+            runs.append(head | counts(decoded) | {"joules": joules})
+    around = clock.others.since()
+    record.write(key, **_place(key, unit), length=sum(one.length for one in unit), machine=around, runs=runs)
 
 
 def _place(key: str, unit: Sequence[Asked]) -> dict[str, Any]:

@@ -1,0 +1,309 @@
+"""What does one text tell of the engine that wrote it? Evidence for the gate, by teacher-forcing the models on it.
+
+A greedy text is compared with plain decoding's, and where they differ every token must be the target's best up to
+rounding. A sampled text is a draw from the target's distribution p, token by token, whatever the draft's q was; if the
+engine also tells its steps, every tested position follows emitted text, so that one pass of both models gives p and q
+there again. From them come sums that add up over texts:
+
+    ranks      the token's place under p, made uniform by a random number: any wrong distribution shows
+    likeness   sum s(x) - E_p s with s = (q - p) / (q + p): text that leans to the draft's, the common fault, shows most
+    accepted   draft tokens kept - sum_x min(p, q), Leviathan's alpha, over tested positions
+    given      draft tokens kept - min(1, q(x) / p(x)), their chance given the emitted token x
+
+Under the null hypothesis each but the first is a martingale with known variance. Nothing is judged here: `lossless`
+makes p-values of the sums. Whether the draft is any good is no matter of the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selectkd_eval.errors import choose
+from selectkd_eval.sampling import Sampling
+from selectkd_eval.speculation.engine import Decoded
+
+# Two logits this many units in the last place apart are a tie. One row and gamma + 1 rows go through different matrix
+# kernels: in half precision that is worth an ulp or two per logit and grows with depth; in fp32 the last bits of every
+# layer add up. Of 4800 tokens of a random 32-layer model cached decoding changed 110 in bf16, by at most 4 ulp, and 15
+# in fp16, by at most 2; in fp32 the logits of the five best moved by up to 68. A wrong cache misses by far more.
+TIE_ULPS = {torch.float32: 128, torch.bfloat16: 8, torch.float16: 8}
+BINS = 20
+
+Proposals = Literal["sampled", "greedy", "tempered"]
+
+
+def greedy_outcome(
+    target: Any, vocabulary: int, ids: Sequence[int], reference: Sequence[int], found: Sequence[int]
+) -> dict[str, Any]:
+    """Is the text `found` after the prompt `ids` the greedy text `reference`?
+
+    `outcome` is identical, tie or violation; `gap_ulps` how far, at worst, a token lies below the target's best;
+    `at` the place of the first difference, None where there is none. A text of another length is a violation.
+    """
+    found, reference = list(found), list(reference)
+    if found == reference:
+        return {"outcome": "identical", "gap_ulps": 0.0, "at": None}
+    pairs = zip(found, reference, strict=False)
+    at = next((place for place, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(found), len(reference)))
+    gap = gap_in_ulps(target, ids, found, vocabulary) if found else 0.0
+    tie = len(found) == len(reference) and gap <= TIE_ULPS[target.dtype]  # a gap that is no number is no tie
+    return {"outcome": "tie" if tie else "violation", "gap_ulps": gap, "at": at}
+
+
+@torch.inference_mode()
+def gap_in_ulps(target: Any, ids: Sequence[int], text: Sequence[int], vocabulary: int) -> float:
+    """How far, at worst, a token of ``text`` lies below the target's best choice after the same prefix.
+
+    In units in the last place of the largest logit, in the target's own precision: 0 when every token is a
+    greedy choice.
+    """
+    logits = text_logits(target, ids, text, vocabulary)
+    best = logits.max(-1).values
+    taken = logits.gather(-1, torch.tensor(list(text), device=logits.device)[:, None])[:, 0]
+    return float(((best - taken) / _ulp(best, target.dtype)).max())
+
+
+@torch.inference_mode()
+def greedy_trace(draft: Any | None, vocabulary: int, ids: Sequence[int], decoded: Decoded) -> dict[str, int | None]:
+    """Are the counts of a greedy text true? A draft token is accepted just where the draft's best is the text's token.
+
+    `miscounted` is 1 where tokens, steps and accepted tokens do not add up; `misplaced` counts tested positions that
+    were otherwise, ties apart; None without a draft model.
+    """
+    misplaced = None
+    where, kept = tested_positions(decoded)
+    if draft is not None:
+        misplaced = 0
+        if where:
+            text = decoded.tokens[: where[-1] + 1]
+            q = Warped(text_logits(draft, ids, text, vocabulary), draft.dtype, Sampling(1.0, top_k=1)).at(text)
+            was = torch.tensor(kept, device=q.sure.device)
+            misplaced = int(((was & ~q.possible[where]) | (~was & q.sure[where])).sum())
+    return {"miscounted": int(not adds_up(decoded)), "misplaced": misplaced}
+
+
+@torch.inference_mode()
+def sampled_evidence(
+    target: Any,
+    draft: Any | None,
+    vocabulary: int,
+    ids: Sequence[int],
+    decoded: Decoded,
+    sampling: Sampling,
+    *,
+    seed: int,
+    drafts: Proposals = "sampled",
+) -> dict[str, Any]:
+    """The sums of one sampled text, see above; None where there is nothing to take them from.
+
+    `draft` None: the draft is no model (n-grams), or nothing was drafted. `drafts` says how draft tokens are chosen:
+    sampled from q under the target's own temperature and cuts, greedy (vLLM's default at any temperature), or tempered
+    (temperature without cuts). `edge` tokens lie where rounding decides what top-k or top-p keeps; they are left out.
+    """
+    text = list(decoded.tokens)
+    p = Warped(text_logits(target, ids, text, vocabulary), target.dtype, sampling)
+    x = p.at(text)
+    usable = x.p > 0
+    found: dict[str, Any] = {
+        "tokens": int(usable.sum()),
+        "edge": int((~usable & x.possible).sum()),
+        "impossible": int((~x.possible).sum()),
+        "miscounted": int(not adds_up(decoded)),
+        **_ranks(p, x, usable, text, seed),
+        **dict.fromkeys(("likeness", "accepted", "given", "misplaced", "overlap_off", "overlap_gap")),
+    }
+    if draft is None:
+        return found
+    rule = choose(drafts, _RULES, "way to choose draft tokens")(sampling)
+    q = Warped(text_logits(draft, ids, text, vocabulary), draft.dtype, rule)
+    found["likeness"] = _likeness(p.table, q.table, x.p, q.at(text).p, usable)
+    where, kept = tested_positions(decoded)
+    return found | _tested(p, q, text, usable, where, kept, decoded.overlap)
+
+
+_RULES = {
+    "sampled": lambda sampling: sampling,
+    "greedy": lambda sampling: Sampling(sampling.temperature, top_k=1),
+    "tempered": lambda sampling: Sampling(sampling.temperature),
+}
+
+
+def tested_positions(decoded: Decoded) -> tuple[list[int], list[bool]]:
+    """Places in the text at which a draft token was tested, in order, and whether it was accepted there.
+
+    An engine that drafts beyond the length asked for has tested positions of which the text shows nothing: they are
+    left out, also the last one shown, whose token may have been accepted and the rest cut off.
+    """
+    at, where, kept = decoded.first, [], []
+    for drafted, accepted in zip(decoded.drafted, decoded.accepted, strict=False):
+        shown = min(drafted, len(decoded.tokens) - at - 1)
+        for offset in range(min(accepted + 1, shown)):
+            where.append(at + offset)
+            kept.append(offset < accepted)
+        at += accepted + 1
+    return where, kept
+
+
+def adds_up(decoded: Decoded) -> bool:
+    """Whether the tokens are those before the first step, one per step, and the accepted ones."""
+    steps = list(zip(decoded.drafted, decoded.accepted, strict=False))
+    possible = len(decoded.drafted) == len(decoded.accepted) and all(0 <= kept <= drafted for drafted, kept in steps)
+    return possible and len(decoded.tokens) == decoded.first + len(steps) + sum(decoded.accepted)
+
+
+def text_logits(model: Any, ids: Sequence[int], text: Sequence[int], vocabulary: int) -> Tensor:
+    """fp32 logits ``(len(text), vocabulary)`` after the prompt and every token of the text but its last."""
+    row = torch.tensor([[*ids, *text]], device=model.device)
+    logits: Tensor = model(input_ids=row, use_cache=False, logits_to_keep=len(text) + 1).logits[0, :-1, :vocabulary]
+    return logits.float()
+
+
+class At(NamedTuple):
+    """What a warped distribution says of given tokens, (n,) each.
+
+    `p` their probabilities, `low` and `high` what rounding can make of them through the cut (0 where it can cut the
+    token off); `possible`: not cut off beyond doubt; `sure`: kept beyond doubt.
+    """
+
+    p: Tensor
+    low: Tensor
+    high: Tensor
+    possible: Tensor
+    sure: Tensor
+
+
+class Warped:
+    """Distributions ``(n, V)`` after temperature, top-k and top-p, and how sure rounding leaves them.
+
+    `slack` (n, 1) is the error, in nats, of a difference of two logits that one engine or another may make.
+    """
+
+    def __init__(self, logits: Tensor, dtype: torch.dtype, sampling: Sampling) -> None:
+        self.table = sampling.probabilities(logits)
+        ulp = _ulp(logits.abs().max(-1, keepdim=True).values, dtype)
+        self.slack = TIE_ULPS[dtype] * ulp / sampling.temperature
+        self.whole = torch.softmax(logits / sampling.temperature, dim=-1)
+        self.possible, self.sure = _supports(logits / sampling.temperature, sampling, self.slack)
+
+    @property
+    def unsure(self) -> Tensor:
+        """Share of the kept mass (n,) that rounding can cut off."""
+        kept = (self.whole * self.possible).sum(-1)
+        return 1 - (self.whole * self.sure).sum(-1) / kept
+
+    def at(self, text: Sequence[int]) -> At:
+        """What the n distributions say of one token each."""
+        x = torch.tensor(list(text), device=self.table.device)[:, None]
+
+        def of(table: Tensor) -> Tensor:
+            return table.gather(1, x)[:, 0]
+
+        most, least = ((self.whole * kept).sum(-1) for kept in (self.possible, self.sure))
+        possible, sure = of(self.possible), of(self.sure)
+        low = torch.where(sure, of(self.whole) / most, 0)
+        high = torch.where(possible, (of(self.whole) / least).clamp_max(1), 0)
+        return At(of(self.table), low, high, possible, sure)
+
+
+def _supports(scores: Tensor, sampling: Sampling, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens that top-k and top-p may keep when rounding moves scores by `slack`, and those that they keep anyhow."""
+    possible, sure = torch.ones_like(scores, dtype=torch.bool), torch.ones_like(scores, dtype=torch.bool)
+    if not sampling.cuts:
+        return possible, sure
+    values = scores.sort(dim=-1, descending=True).values
+    k = sampling.top_k
+    if 0 < k < scores.shape[-1]:
+        possible = scores >= values[:, k - 1 : k] - slack
+        sure = scores > values[:, k : k + 1] + slack
+    if sampling.top_p < 1:
+        share = torch.softmax(values[:, : k or None], dim=-1)
+        mass = torch.nn.functional.pad(share.cumsum(-1), (1, values.shape[-1] - share.shape[-1]), value=1.0)
+        mass[:, 0] = 0
+        above, around = (
+            mass.gather(1, torch.searchsorted(-values, -(scores + shift), right=False)) for shift in (slack, -slack)
+        )
+        possible = possible & (above < sampling.top_p + slack)
+        sure = sure & (around - torch.softmax(scores, dim=-1) < sampling.top_p - slack)
+    return possible, sure
+
+
+def _ulp(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.finfo(dtype).eps * torch.exp2(largest.abs().clamp_min(1e-6).log2().floor())
+
+
+def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], seed: int) -> dict[str, Any]:
+    """Histogram of the tokens' randomised places under p, likeliest first, and the sum of place - 1/2."""
+    tokens = torch.tensor(list(text), device=p.table.device)[:, None]
+    mine = x.p[:, None]
+    before = (p.table > mine) | ((p.table == mine) & (torch.arange(p.table.shape[1], device=mine.device) < tokens))
+    above = (p.table * before).sum(-1, dtype=torch.float64).cpu().numpy()
+    # Apart from the engine's own stream of the same seed: numbers that chose the tokens would not be independent.
+    uniform = np.random.default_rng([seed, 0x51]).random(len(text))
+    place = np.minimum(above + uniform * x.p.double().cpu().numpy(), 1)[usable.cpu().numpy()]
+    counts = np.bincount(np.minimum((place * BINS).astype(int), BINS - 1), minlength=BINS)
+    return {"ranks": counts.tolist(), "rank_sum": float((place - 0.5).sum())}
+
+
+def _likeness(p: Tensor, q: Tensor, p_x: Tensor, q_x: Tensor, usable: Tensor) -> dict[str, float]:
+    """Sum of s(x) - E_p s over the tokens, its variance under p, and the bounds of one term."""
+    s = (q - p) / (q + p).clamp_min(torch.finfo(p.dtype).tiny)
+    mean = (p * s).sum(-1, dtype=torch.float64)
+    variance = (p * s * s).sum(-1, dtype=torch.float64) - mean**2
+    terms = ((q_x - p_x) / (q_x + p_x).clamp_min(torch.finfo(p.dtype).tiny)).double() - mean
+    highest = s.masked_fill(p == 0, -1).max(-1).values - mean
+    lowest = s.masked_fill(p == 0, 1).min(-1).values - mean
+    return {
+        "sum": float(terms[usable].sum()),
+        "var": float(variance[usable].clamp_min(0).sum()),
+        "up": float(highest.max()),
+        "down": float(-lowest.min()),
+    }
+
+
+def _tested(
+    p: Warped,
+    q: Warped,
+    text: Sequence[int],
+    usable: Tensor,
+    where: list[int],
+    kept: list[bool],
+    overlap: Sequence[float] | None,
+) -> dict[str, Any]:
+    """The sums over tested positions, and the positions that no right accept rule could leave so."""
+    use = torch.tensor([bool(usable[place]) for place in where], dtype=torch.bool)
+    at = torch.tensor(where, dtype=torch.long)[use]
+    was = torch.tensor(kept, dtype=torch.bool)[use]
+    p_x, q_x = (At(*(part[at].cpu() for part in one.at(text))) for one in (p, q))
+    slack = (torch.expm1((p.slack + q.slack).clamp_max(80))[:, 0])[at].cpu()
+    alpha = torch.minimum(p.table, q.table).sum(-1, dtype=torch.float64).clamp_max(1).cpu()
+    chance = (q_x.p.double() / p_x.p.double()).clamp_max(1)
+    misplaced = (was & ~q_x.possible) | (~was & (q_x.low > p_x.high * (1 + slack)))
+    found: dict[str, Any] = {
+        "accepted": _kept_against(was, alpha[at]) | {"seen": int(was.sum()), "expected": float(alpha[at].sum())},
+        "given": _kept_against(was, chance),
+        "misplaced": int(misplaced.sum()),
+    }
+    if overlap is not None:
+        tested = torch.tensor(where, dtype=torch.long)
+        bound = torch.expm1((p.slack + q.slack).clamp_max(80))[:, 0] + p.unsure + q.unsure
+        told = torch.tensor(list(overlap), dtype=torch.float64)
+        same = min(len(told), len(tested))
+        gap = (told[:same] - alpha[tested[:same]]).abs()
+        off = int((gap > bound[tested[:same]].cpu() + 1e-4).sum()) + abs(len(told) - len(tested))
+        found |= {"overlap_off": off, "overlap_gap": float(gap.max()) if same else 0.0}
+    return found
+
+
+def _kept_against(was: Tensor, chance: Tensor) -> dict[str, float]:
+    """Sum of (accepted - chance), its variance, and the bounds of one term: certain ones cannot move at all."""
+    return {
+        "sum": float((was.double() - chance).sum()),
+        "var": float((chance * (1 - chance)).sum()),
+        "up": float((1 - chance).max()) if len(chance) else 0.0,
+        "down": float(chance.max()) if len(chance) else 0.0,
+    }
