@@ -91,9 +91,7 @@ def passed(rows: Iterable[Row]) -> bool:
 def lossless_counts(rows: Iterable[Row]) -> dict[str, int]:
     """Greedy texts by outcome: every gate row counts once, as the worst that any draft did to it."""
     worst = Counter(
-        max((one["outcome"] for one in row["outcomes"]), key=WORDS.index)
-        for row in good(rows)
-        if row.get("outcomes")
+        max((one["outcome"] for one in row["outcomes"]), key=WORDS.index) for row in good(rows) if row.get("outcomes")
     )
     return {word: worst[word] for word in WORDS}
 
@@ -183,7 +181,7 @@ def _sampled(rows: Iterable[Row]) -> list[Check]:
         total = added(some)
         if gamma is not None:
             found += _cases(draft, gamma, total)
-        found += _ranks(draft, gamma, total) + _martingales(draft, gamma, total)
+        found += _ranks(draft, gamma, total) + _rarest(draft, gamma, total) + _martingales(draft, gamma, total)
     return found
 
 
@@ -215,10 +213,21 @@ def _ranks(draft: int, gamma: int | None, total: Mapping[str, Any]) -> list[Chec
     chi2 = sum((count - expected) ** 2 for count in bins) / expected
     z = total["rank_sum"] / math.sqrt(n / 12)
     words = f"ranks of {n} tokens under the target: chi-square {chi2:.1f} on {len(bins) - 1} degrees of freedom"
+    mean = f"mean rank of {n} tokens under the target (z = {z:+.2f})"
     return [
         Check("ranks", draft, gamma, chi2, chi2_tail(chi2, len(bins) - 1), True, words),
-        Check("mean rank", draft, gamma, z, math.erfc(abs(z) / math.sqrt(2)), True, f"mean rank of {n} tokens (z = {z:+.2f})"),
+        Check("mean rank", draft, gamma, z, math.erfc(abs(z) / math.sqrt(2)), True, mean),
     ]
+
+
+def _rarest(draft: int, gamma: int | None, total: Mapping[str, Any]) -> list[Check]:
+    """One token in a thousand that is next to impossible moves no histogram: the least likely is looked at by itself.
+
+    A token is among those of probability p(x) or less with just that much chance; n tokens were drawn.
+    """
+    tail = total["rarest"]
+    words = f"the least likely of {total['tokens']} tokens is among {tail:.2g} of the target's probability"
+    return [Check("rarest", draft, gamma, tail, min(1.0, total["tokens"] * tail), True, words)]
 
 
 def _martingales(draft: int, gamma: int | None, total: Mapping[str, Any]) -> list[Check]:
@@ -233,8 +242,11 @@ def _martingales(draft: int, gamma: int | None, total: Mapping[str, Any]) -> lis
             f"{sums.get('expected', 0.0):.1f} (z = {z:+.2f})",
             "given": f"draws accepted, given the text, against min(1, q / p) (z = {z:+.2f})",
         }[name]
+        noise = sums.get("noise", 0.0)
+        step = sums["up"] if sums["sum"] > 0 else sums["down"]
+        p = bennett(max(0.0, abs(sums["sum"]) - noise), sums["var"] + noise, step)
         about = "text" if name == "likeness" else "counts"
-        found.append(Check(name, draft, gamma, z, bennett(**_four(sums)), True, words, about))
+        found.append(Check(name, draft, gamma, z, p, True, words, about))
     return found
 
 
@@ -249,10 +261,6 @@ def _with_holm(checks: Sequence[Check]) -> list[Check]:
 # ---- sums and tails ------------------------------------------------------------
 
 
-def _four(sums: Mapping[str, float]) -> dict[str, float]:
-    return {name: sums[name] for name in ("sum", "var", "up", "down")}
-
-
 def added(evidence: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The evidence of several texts as that of one: sums add, bounds are the largest, None is what no text tells."""
     total: dict[str, Any] = {}
@@ -260,6 +268,7 @@ def added(evidence: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         known = [one[name] for one in evidence if one.get(name) is not None]
         total[name] = sum(known) if known else None
     total["ranks"] = [sum(column) for column in zip(*(one["ranks"] for one in evidence), strict=True)]
+    total["rarest"] = min(one["rarest"] for one in evidence)
     for name in _SUMS:
         parts = [one[name] for one in evidence if one.get(name) is not None]
         total[name] = None
@@ -269,20 +278,19 @@ def added(evidence: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def bennett(sum: float, var: float, up: float, down: float) -> float:
-    """Two-sided p-value, at most, of a martingale's sum with predictable variance `var`.
+def bennett(distance: float, variance: float, step: float) -> float:
+    """Two-sided p-value, at most, of a martingale that ends `distance` from 0.
 
-    No increment rises above `up` or falls below `-down`. Bennett's inequality (for martingales Freedman 1975) holds at
-    any length; the normal distribution does not where q is nearly p and a rare refusal makes up all of the variance.
-    Far from the bounds it is exp(-z^2 / 2).
+    `variance` is the sum of its predictable variances and no increment in that direction exceeds `step`. Bennett's
+    inequality (for martingales Freedman 1975) holds at any length; the normal distribution does not where q is nearly
+    p and a rare refusal makes up all of the variance. Far from the bounds it is 2 exp(-z^2 / 2).
     """
-    distance, step = abs(sum), up if sum > 0 else down
     if distance <= 1e-6:
         return 1.0
-    if var <= 0 or step <= 0:
+    if variance <= 0 or step <= 0:
         return 0.0
-    u = step * distance / var
-    return min(1.0, 2 * math.exp(-var / step**2 * ((1 + u) * math.log1p(u) - u)))
+    u = step * distance / variance
+    return min(1.0, 2 * math.exp(-variance / step**2 * ((1 + u) * math.log1p(u) - u)))
 
 
 def chi2_tail(statistic: float, df: int) -> float:

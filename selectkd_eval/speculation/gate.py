@@ -6,11 +6,12 @@ engine also tells its steps, every tested position follows emitted text, so that
 there again. From them come sums that add up over texts:
 
     ranks      the token's place under p, made uniform by a random number: any wrong distribution shows
+    rarest     the probability of all tokens as unlikely as the least likely one
     likeness   sum s(x) - E_p s with s = (q - p) / (q + p): text that leans to the draft's, the common fault, shows most
     accepted   draft tokens kept - sum_x min(p, q), Leviathan's alpha, over tested positions
     given      draft tokens kept - min(1, q(x) / p(x)), their chance given the emitted token x
 
-Under the null hypothesis each but the first is a martingale with known variance. Nothing is judged here: `lossless`
+Under the null hypothesis the last three are martingales with known variance. Nothing is judged here: `lossless`
 makes p-values of the sums. Whether the draft is any good is no matter of the gate.
 """
 
@@ -32,6 +33,7 @@ from selectkd_eval.speculation.engine import Decoded
 # layer add up. Of 4800 tokens of a random 32-layer model cached decoding changed 110 in bf16, by at most 4 ulp, and 15
 # in fp16, by at most 2; in fp32 the logits of the five best moved by up to 68. A wrong cache misses by far more.
 TIE_ULPS = {torch.float32: 128, torch.bfloat16: 8, torch.float16: 8}
+TYPICAL = 8  # what rounding usually makes of two logits' difference is this much less than the worst that was seen
 BINS = 20
 
 Proposals = Literal["sampled", "greedy", "tempered"]
@@ -204,7 +206,7 @@ class Warped:
             return table.gather(1, x)[:, 0]
 
         most, least = ((self.whole * kept).sum(-1) for kept in (self.possible, self.sure))
-        possible, sure = of(self.possible), of(self.sure)
+        possible, sure = of(self.possible) & (of(self.whole) > 0), of(self.sure)
         low = torch.where(sure, of(self.whole) / most, 0)
         high = torch.where(possible, (of(self.whole) / least).clamp_max(1), 0)
         return At(of(self.table), low, high, possible, sure)
@@ -237,16 +239,23 @@ def _ulp(largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], seed: int) -> dict[str, Any]:
-    """Histogram of the tokens' randomised places under p, likeliest first, and the sum of place - 1/2."""
+    """Histogram of the tokens' randomised places under p, likeliest first, the sum of place - 1/2, and the least mass
+    that a token and all less likely ones have together.
+    """
     tokens = torch.tensor(list(text), device=p.table.device)[:, None]
     mine = x.p[:, None]
     before = (p.table > mine) | ((p.table == mine) & (torch.arange(p.table.shape[1], device=mine.device) < tokens))
     above = (p.table * before).sum(-1, dtype=torch.float64).cpu().numpy()
+    below = (p.table * (p.table <= mine)).sum(-1, dtype=torch.float64)[usable]
     # Apart from the engine's own stream of the same seed: numbers that chose the tokens would not be independent.
     uniform = np.random.default_rng([seed, 0x51]).random(len(text))
     place = np.minimum(above + uniform * x.p.double().cpu().numpy(), 1)[usable.cpu().numpy()]
     counts = np.bincount(np.minimum((place * BINS).astype(int), BINS - 1), minlength=BINS)
-    return {"ranks": counts.tolist(), "rank_sum": float((place - 0.5).sum())}
+    return {
+        "ranks": counts.tolist(),
+        "rank_sum": float((place - 0.5).sum()),
+        "rarest": min(1.0, float(below.min())) if len(below) else 1.0,
+    }
 
 
 def _likeness(p: Tensor, q: Tensor, p_x: Tensor, q_x: Tensor, usable: Tensor) -> dict[str, float]:
@@ -276,31 +285,32 @@ def _tested(
 ) -> dict[str, Any]:
     """The sums over tested positions, and the positions that no right accept rule could leave so."""
     use = torch.tensor([bool(usable[place]) for place in where], dtype=torch.bool)
-    at = torch.tensor(where, dtype=torch.long)[use]
-    was = torch.tensor(kept, dtype=torch.bool)[use]
-    p_x, q_x = (At(*(part[at].cpu() for part in one.at(text))) for one in (p, q))
-    slack = (torch.expm1((p.slack + q.slack).clamp_max(80))[:, 0])[at].cpu()
+    tested = torch.tensor(where, dtype=torch.long)
+    at, was = tested[use], torch.tensor(kept, dtype=torch.bool)[use]
+    p_x, q_x = (At(*(part.cpu()[at] for part in one.at(text))) for one in (p, q))
+    slack = (p.slack + q.slack).clamp_max(80)[:, 0].cpu()
     alpha = torch.minimum(p.table, q.table).sum(-1, dtype=torch.float64).clamp_max(1).cpu()
     chance = (q_x.p.double() / p_x.p.double()).clamp_max(1)
-    misplaced = (was & ~q_x.possible) | (~was & (q_x.low > p_x.high * (1 + slack)))
+    misplaced = (was & ~q_x.possible) | (~was & (q_x.low > p_x.high * slack[at].exp()))
+    noise = {"noise": float((torch.expm1(slack[at] / TYPICAL) / 2).clamp_max(1).sum())}
     found: dict[str, Any] = {
-        "accepted": _kept_against(was, alpha[at]) | {"seen": int(was.sum()), "expected": float(alpha[at].sum())},
-        "given": _kept_against(was, chance),
+        "accepted": _kept_against(was, alpha[at])
+        | {"seen": int(was.sum()), "expected": float(alpha[at].sum()), **noise},
+        "given": _kept_against(was, chance) | noise,
         "misplaced": int(misplaced.sum()),
     }
     if overlap is not None:
-        tested = torch.tensor(where, dtype=torch.long)
-        bound = torch.expm1((p.slack + q.slack).clamp_max(80))[:, 0] + p.unsure + q.unsure
+        bound = torch.expm1(slack) + (p.unsure + q.unsure).cpu() + 1e-4
         told = torch.tensor(list(overlap), dtype=torch.float64)
         same = min(len(told), len(tested))
         gap = (told[:same] - alpha[tested[:same]]).abs()
-        off = int((gap > bound[tested[:same]].cpu() + 1e-4).sum()) + abs(len(told) - len(tested))
+        off = int((gap > bound[tested[:same]]).sum()) + abs(len(told) - len(tested))
         found |= {"overlap_off": off, "overlap_gap": float(gap.max()) if same else 0.0}
     return found
 
 
 def _kept_against(was: Tensor, chance: Tensor) -> dict[str, float]:
-    """Sum of (accepted - chance), its variance, and the bounds of one term: certain ones cannot move at all."""
+    """Sum of (accepted - chance), its variance, and the bounds of one term."""
     return {
         "sum": float((was.double() - chance).sum()),
         "var": float((chance * (1 - chance)).sum()),
