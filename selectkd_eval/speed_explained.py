@@ -1,0 +1,279 @@
+"""Why is a draft as fast as it is, and how fast would it be at another length? A speedup record's numbers, taken apart.
+
+The paper's Table 5 sets speed-ups beside acceptances without what lies between them. `explain` puts the acceptance and
+the costs that were measured inside the runs into the formulas of `speed_model` and says how far each simplification is
+from the clock. `predicted` needs no speculative run: the target's text, read again, gives the target calls of every
+draft length, and the cost of a call with n rows their seconds.
+
+It times nothing and fits nothing: no number here is adjusted to the speed-up it is compared with. Which acceptance goes
+with speed over several drafts is `speed_links`' question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from selectkd_eval import bootstrap, measures, speed_model, speeds, stats
+from selectkd_eval.measures import Row, Terms
+from selectkd_eval.speeds import Arm
+from selectkd_eval.stats import Estimate, Floats
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One arm's speed-up in decoding and what the formulas make of it. Costs are in plain decoding's seconds per token:
+    `c` of a draft call, `v` of verifying, `o` of accepting and cutting the caches; None where the engine has no timers.
+
+    alpha        accepted / tested
+    block        accepted / drafted
+    tokens       tokens per target call as counted, `tokens_iid` by the formula from alpha
+    drafted      tokens drafted per target call
+    leviathan    speed-up from alpha and c alone
+    iid, costed  speed-up with all costs, from `tokens_iid` and from `tokens`
+    measured     speed-up of decoding by the clock
+    """
+
+    arm: Arm
+    alpha: Estimate
+    block: float
+    tokens: Estimate
+    tokens_iid: float
+    drafted: float
+    measured: Estimate
+    c: float | None = None
+    v: float | None = None
+    o: float | None = None
+    leviathan: float | None = None
+    iid: float | None = None
+    costed: float | None = None
+
+    @property
+    def acceptance_factor(self) -> float:
+        """What one alpha for every position gets wrong: tokens per target call as counted, over the formula's."""
+        return self.tokens.value / self.tokens_iid
+
+    @property
+    def cost_factor(self) -> float | None:
+        """What "verifying costs one call, and every step drafts gamma" gets wrong."""
+        if self.costed is None or self.leviathan is None:
+            return None
+        return self.costed / self.leviathan / self.acceptance_factor
+
+    @property
+    def rest(self) -> float | None:
+        """What nothing here explains: the clock over all that was counted and timed inside the runs, so that
+        `leviathan` times the three factors is `measured`. The reference engine's stages add up to its decoding: there
+        the rest differs from 1 only by medians and by how runs vary, and `predicted` is the test of the costs.
+        """
+        return None if self.costed is None else self.measured.value / self.costed
+
+
+def explain(
+    rows: Iterable[Row], arm: Arm, task: str | None = None, *, resamples: int = stats.RESAMPLES, seed: int = 0
+) -> Explained:
+    """One arm, over one task or all; NaN where nothing was measured."""
+    rows = list(rows)
+    counted = {what: speeds.acceptance(rows, arm, what, task) for what in ("alpha", "block", "tokens", "drafted")}
+    alpha, tokens = (counted[what].estimate(resamples, seed) for what in ("alpha", "tokens"))
+    drafted = counted["drafted"].value
+    iid = speed_model.expected_tokens(alpha.value, arm.gamma) if alpha.n else float("nan")
+    measured = speeds.speedup(rows, arm, "decode", task).estimate(resamples, seed)
+    found = Explained(arm, alpha, counted["block"].value, tokens, iid, drafted, measured)
+    costs = in_place(rows, arm, task)
+    if costs is None or not alpha.n:
+        return found
+    return replace(
+        found,
+        **costs._asdict(),
+        leviathan=speed_model.leviathan(alpha.value, arm.gamma, costs.c),
+        iid=speed_model.with_cost(iid, drafted, *costs),
+        costed=speed_model.with_cost(tokens.value, drafted, *costs),
+    )
+
+
+class Costs(NamedTuple):
+    """In plain decoding's seconds per token: a draft call, verifying, and accepting with cutting the caches."""
+
+    c: float
+    v: float
+    o: float
+
+
+# for each of Costs: the stages whose seconds it is, and what is counted
+_STAGES = ((("draft_s",), "drafted"), (("verify_s",), "steps"), (("accept_s", "crop_s"), "steps"))
+
+
+def in_place(rows: Iterable[Row], arm: Arm, task: str | None = None) -> Costs | None:
+    """What an arm's own runs spent; None without timers. As in the speed-up, a text counts the median of its
+    repetitions.
+    """
+    plain, tokens = 0.0, 0
+    spent, counted = np.zeros((2, len(_STAGES)))
+    for row in speeds.timed(rows, task):
+        base = speeds.seconds(row, Arm(-1, 0, arm.batch), "decode")
+        runs = [run for run in speeds.runs_of(row, arm) if _has_timers(run)]
+        if base is None or not runs:
+            continue
+        plain, tokens = plain + base, tokens + max(int(row["length"]) - 1, 1)
+        for place, (stages, count) in enumerate(_STAGES):
+            each = [sum(run[stage] for stage in stages) / run[count] for run in runs if run[count]]
+            if each:
+                many = float(np.mean([run[count] for run in runs]))
+                spent[place] += median(each) * many
+                counted[place] += many
+    if not plain or not counted.all():
+        return None
+    return Costs(*(float(value) for value in spent / counted / (plain / tokens)))
+
+
+def _has_timers(run: Row) -> bool:
+    return all(run.get(stage) is not None for stages, _ in _STAGES for stage in stages)
+
+
+# ---- any draft length, from one text ------------------------------------------------------------
+
+
+class Prediction(NamedTuple):
+    """One draft length: tokens per target call and speed-up of decoding as predicted, and as measured where that length
+    was timed. `ratio` is predicted over measured, paired by prompt. `best` is the share of resampled prompts in which
+    this length is the fastest, `regret` what it loses against the fastest, as a share of that one's speed. What needs
+    the cost of calls is None where no engine could time them.
+    """
+
+    gamma: int
+    tokens_per_call: float
+    speedup: Estimate | None = None
+    measured_tokens: float | None = None
+    measured: Estimate | None = None
+    ratio: Estimate | None = None
+    best: float | None = None
+    regret: float | None = None
+
+
+def predicted(
+    rows: Iterable[Row],
+    draft: int,
+    most: int | None = None,
+    task: str | None = None,
+    *,
+    resamples: int = stats.RESAMPLES,
+    seed: int = 0,
+) -> list[Prediction]:
+    """Every draft length from 1 to `most`, by default the longest that was timed; empty where no text was read again.
+
+    The target calls come from the target's text, their seconds from the cost of calls with n rows and of draft calls,
+    text by text. One thing is taken from the speculative runs, what accepting and cutting the caches add to a call (see
+    `_added`), because no call alone has it. A text begins after its first token, as in an engine whose prefill gives
+    that one; where it does not the target calls are one more at most.
+    """
+    rows = list(rows)
+    texts = list(speeds.read_again(rows, draft, "chance", task))
+    timed = [arm.gamma for arm in speeds.arms(rows, task) if arm.draft == draft]
+    most = most or max(timed, default=0)
+    if not texts or not most:
+        return []
+    counts = speed_model.replay_all([chances for _, chances in texts], list(range(1, most + 1)))
+    calls, accepted = counts.calls.sum(axis=0), counts.accepted.sum(axis=0)
+    found = []
+    for index in range(most):
+        tokens = float((calls[index] + accepted[index]) / calls[index]) if calls[index] else float("nan")
+        arm = Arm(draft, index + 1)
+        measured = speeds.speedup(rows, arm, "decode", task).estimate(resamples, seed) if arm.gamma in timed else None
+        per_call = speeds.acceptance(rows, arm, "tokens", task).value if arm.gamma in timed else None
+        if measured is not None and not measured.n:
+            measured = None
+        found.append(Prediction(arm.gamma, tokens, measured=measured, measured_tokens=per_call))
+    expected = _expected_seconds(rows, draft, texts, counts, task)
+    if expected is None:
+        return found
+    return _with_speed(found, expected, rows, draft, task, resamples, seed)
+
+
+def _with_speed(
+    found: list[Prediction],
+    expected: list[Terms],
+    rows: Sequence[Row],
+    draft: int,
+    task: str | None,
+    resamples: int,
+    seed: int,
+) -> list[Prediction]:
+    """Predictions with their speed-ups, from every length's plain and speculative seconds by prompt."""
+    strata, words = expected[0].merged_strata, f"bootstrap over prompts, {resamples:,} resamples"
+    num, den = (np.stack([getattr(one, what) for one in expected]) for what in ("num", "den"))
+    draws, values = bootstrap.ratios(num, den, strata, resamples, seed), num.sum(axis=1) / den.sum(axis=1)
+    best = np.bincount(draws.argmax(axis=0), minlength=len(found)) / resamples
+    completed = []
+    for index, (one, terms) in enumerate(zip(found, expected, strict=True)):
+        low, high = bootstrap.limits(draws[index], float(values[index]))
+        speed = Estimate(float(values[index]), low, high, len(terms.prompts), words)
+        measured = speeds.speedup(rows, Arm(draft, one.gamma), "decode", task)
+        ratio = None
+        if one.measured is not None and measured.prompts == terms.prompts:
+            ratio, _ = stats.ratio_of_ratios(
+                terms.num, terms.den, measured.num, measured.den, strata=strata, resamples=resamples, seed=seed
+            )
+        lost = float(1 - values[index] / values.max())
+        completed.append(one._replace(speedup=speed, ratio=ratio, best=float(best[index]), regret=lost))
+    return completed
+
+
+def _expected_seconds(
+    rows: Sequence[Row],
+    draft: int,
+    texts: Sequence[tuple[Row, Floats]],
+    counts: speed_model.ReplayedAll,
+    task: str | None,
+) -> list[Terms] | None:
+    """Seconds of plain decoding over those of each draft length, by prompt; None where no text has the cost of its
+    calls.
+    """
+    most = counts.calls.shape[1]
+    costs = _call_seconds(rows, draft, most)
+    kept = [index for index, (row, _) in enumerate(texts) if str(row["prompt"]) in costs]
+    if not kept:
+        return None
+    target, drafting = (np.array(part) for part in zip(*(costs[str(texts[i][0]["prompt"])] for i in kept), strict=True))
+    seconds = (counts.sizes[kept] * target[:, None, :]).sum(axis=-1)
+    seconds += counts.drafted[kept] * drafting[:, None] + counts.calls[kept] * _added(rows, draft, task)
+    plain = target[:, 0] * [len(texts[index][1]) for index in kept]
+    clusters = [str(texts[index][0]["cluster"]) for index in kept]
+    named = {str(texts[index][0]["cluster"]): str(texts[index][0]["task"]) for index in kept}
+    return [
+        measures.terms(zip(clusters, plain.tolist(), seconds[:, length].tolist(), strict=True), tasks=named)
+        for length in range(most)
+    ]
+
+
+def _call_seconds(rows: Iterable[Row], draft: int, most: int) -> dict[str, tuple[list[float], float]]:
+    """By text: median seconds of a target call with 1 to `most` + 1 rows, and of a draft call. Texts near the end of a
+    model's positions, where no such call fits, are left out.
+    """
+    found = {}
+    for row in measures.good(rows):
+        if "target" not in row or not row.get("draft", {}).get(str(draft)):
+            continue
+        calls = [row["target"].get(str(count)) for count in range(1, most + 2)]
+        if all(calls):
+            found[str(row["prompt"])] = ([median(call) for call in calls], median(row["draft"][str(draft)]))
+    return found
+
+
+def _added(rows: Sequence[Row], draft: int, task: str | None) -> float:
+    """Seconds that accepting and cutting the caches add to a target call, beyond choosing a token, which every timed
+    call does; from all runs of the draft, 0 where the engine does not tell.
+    """
+    own, base = [], []
+    for row in speeds.timed(rows, task):
+        for run in row["runs"]:
+            if run["batch"] == 1 and run["steps"] and run.get("accept_s") is not None:
+                if run["draft"] == draft and run.get("crop_s") is not None:
+                    own.append((run["accept_s"] + run["crop_s"]) / run["steps"])
+                elif run["gamma"] == 0:
+                    base.append(run["accept_s"] / run["steps"])
+    return max(0.0, median(own) - (median(base) if base else 0.0)) if own else 0.0
