@@ -33,8 +33,24 @@ class Sampling(NamedTuple):
         p = torch.softmax(logits.float() / self.temperature, dim=-1)
         if not self.cuts:
             return p
-        kept, order = self.sorted(logits)
+        kept, order = self._largest(p)
+        if self.top_p < 1:
+            kept = kept.masked_fill(kept.cumsum(-1) - kept >= self.top_p, 0)
         return torch.zeros_like(p).scatter_(-1, order, kept / kept.sum(-1, keepdim=True))
+
+    def _largest(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """From the largest down, as many probabilities as the cuts can leave, and their tokens: the top k, summing to
+        1, or a head with at least top_p.
+        """
+        if self.top_k:
+            kept, order = p.topk(min(self.top_k, p.shape[-1]), dim=-1)
+            return kept / kept.sum(-1, keepdim=True), order
+        if p.device.type == "cpu" and p.shape[-1] > 4 * _HEAD:
+            # A whole sort of 32,000 takes longer than many a draft's call, and the head nearly always suffices.
+            kept, order = p.topk(_HEAD, dim=-1)
+            if float(kept.sum(-1).min()) > self.top_p:
+                return kept, order
+        return p.sort(dim=-1, descending=True, stable=True)
 
     def sorted(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities from the largest down, 0 where cut off and then not summing to 1, and their tokens."""
@@ -51,6 +67,7 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
+_HEAD = 512
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
@@ -65,13 +82,20 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token per row ``(n, 1)``: where the cumulative mass passes `uniform` ``(n,)``, fp64 in [0, 1).
+    """One token per row ``(n, 1)``: where the cumulative mass passes `uniform` ``(n,)``, numbers of `uniform_rows`.
 
     Rows need not sum to 1, but must not be all zero; a token of probability 0 is never drawn.
     """
-    mass = probabilities.double().cumsum(-1)
-    # The factor keeps the product below the whole mass, where rounding could pass the last possible token.
-    return torch.searchsorted(mass, uniform[:, None] * (mass[:, -1:] * (1 - 2.0**-50)), right=True)
+    mass = probabilities.cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
+
+
+def uniform_rows(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """fp64 numbers for `draw`, where the generator is: in [0, 1), and so far below 1 that their product with a whole
+    mass stays below it, because rounding up would pass the last possible token.
+    """
+    numbers = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    return numbers.mul_(1 - 2.0**-50)
 
 
 def uniforms(seed: int, length: int) -> Tensor:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from selectkd_eval.errors import InputError
-from selectkd_eval.sampling import GREEDY, Sampling, draw
+from selectkd_eval.sampling import GREEDY, Sampling, draw, uniform_rows
 from selectkd_eval.speculation.engine import Decoded, Request
+from selectkd_eval.speculation.kv_cache import room_for
 from selectkd_eval.speculation.stages import Stages
 from selectkd_eval.speeds import Arm
 
@@ -63,10 +63,10 @@ class ReferenceEngine:
 class Cached:
     """A model with its key-value cache at batch 1, and logits cut to the vocabulary both models share."""
 
-    def __init__(self, model: Any, vocabulary: int) -> None:
+    def __init__(self, model: Any, vocabulary: int, room: int = 0) -> None:
         self.model = model
         self.vocabulary = vocabulary
-        self.cache = DynamicCache()
+        self.cache = room_for(model, room)
         self.length = 0
 
     def feed(self, ids: Tensor, keep: int = 0) -> Tensor:
@@ -91,13 +91,13 @@ class Proposal(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many draft tokens stay, the target's token ``(1, 1)`` after them, and ``sum_v min(p, q)`` of every position
-    that was tested (None in greedy decoding).
+    """How many draft tokens stay, those and the target's token after them ``(1, accepted + 1)``, and ``sum_v min(p,
+    q)`` of every position that was tested (None in greedy decoding).
     """
 
     accepted: int
-    following: Tensor
-    overlap: Tensor | None = None
+    kept: Tensor
+    overlap: list[float] | None = None
 
 
 def plain(
@@ -110,12 +110,12 @@ def plain(
     seed: int = 0,
 ) -> Decoded:
     """Autoregressive decoding of exactly ``new_tokens`` tokens: the baseline."""
-    _check(target, prompt, new_tokens)
-    device = target.device
+    check_length(target, prompt, new_tokens)
+    device, steps = target.device, new_tokens - 1
     with torch.inference_mode():
         noise = _noise(sampling, seed, (new_tokens, 1), device)
         stages = Stages(device)
-        model = Cached(target, vocabulary)
+        model = Cached(target, vocabulary, len(prompt) + new_tokens)
         token = _pick(model.feed(_row(prompt, device), keep=1), sampling, noise, 0)
         emitted = [token]
         stages.mark("prefill")
@@ -127,8 +127,7 @@ def plain(
             stages.mark("accept")
         tokens: list[int] = torch.cat(emitted, dim=1)[0].tolist()
         stages.mark("end")
-    steps = new_tokens - 1
-    return Decoded(tokens, [0] * steps, [0] * steps, decode_tokens=steps, **stages.seconds())
+    return stages.fill(Decoded(tokens, [0] * steps, [0] * steps, decode_tokens=steps))
 
 
 def speculative(
@@ -145,71 +144,69 @@ def speculative(
     """Decoding of exactly ``new_tokens`` tokens in which ``draft`` proposes up to ``gamma`` per target call.
 
     Both models choose by the same ``sampling``. The last steps draft no more than can still be used, so
-    ``drafted`` may sum to less than ``gamma * steps``. Raises InputError for gamma < 1 or text longer than a
-    model's positions.
+    ``drafted`` may sum to less than ``gamma * steps``. Raises InputError for gamma < 1, text longer than a
+    model's positions, or a model whose cache cannot be taken back.
     """
     if gamma < 1:
         raise InputError(f"gamma is the number of tokens drafted per target call and must be at least 1, not {gamma}")
-    _check(target, prompt, new_tokens)
-    _check(draft, prompt, new_tokens)
-    device = target.device
+    check_length(target, prompt, new_tokens)
+    check_length(draft, prompt, new_tokens)
+    device, room = target.device, len(prompt) + new_tokens
     with torch.inference_mode():
         noise = _noise(sampling, seed, (new_tokens, 2 * gamma + 1), device)
         stages = Stages(device)
-        verifier, proposer = Cached(target, vocabulary), Cached(draft, vocabulary)
+        verifier, proposer = Cached(target, vocabulary, room), Cached(draft, vocabulary, room)
         ids = _row(prompt, device)
         first = _pick(verifier.feed(ids, keep=1), sampling, noise, 0)
         proposer.feed(ids, keep=1)
         stages.mark("prefill")
-        run, emitted, overlap = _loop(first, verifier, proposer, gamma, new_tokens, sampling, noise, stages)
+        run = Decoded([], overlap=None if sampling.greedy else [], decode_tokens=new_tokens - 1)
+        emitted = _loop(run, first, verifier, proposer, gamma, sampling, noise, stages)
         run.tokens = torch.cat(emitted, dim=1)[0].tolist()
-        run.overlap = torch.cat(overlap).tolist() if overlap else None if sampling.greedy else []
         stages.mark("end")
-    for name, seconds in stages.seconds().items():
-        setattr(run, name, seconds)
-    return run
+    return stages.fill(run)
 
 
 def _loop(
+    run: Decoded,
     first: Tensor,
     target: Cached,
     draft: Cached,
     gamma: int,
-    new_tokens: int,
     sampling: Sampling,
     noise: Tensor | None,
     stages: Stages,
-) -> tuple[Decoded, list[Tensor], list[Tensor]]:
-    """Step until ``new_tokens`` are there; tokens stay on the device, the host learns only how many were accepted.
+) -> list[Tensor]:
+    """Step until all tokens are there, and return them in pieces ``(1, n)``.
 
-    ``unseen`` are the emitted tokens that the draft's cache lacks: one, or two after a step in which
-    everything was accepted, because the last draft token was never fed to the draft.
+    They stay on the device; the host learns only how many were accepted. ``unseen`` are the emitted tokens that the
+    draft's cache lacks: one, or two after a step in which everything was accepted, because the last draft token was
+    never fed to the draft.
     """
-    run, emitted, overlap = Decoded([], decode_tokens=new_tokens - 1), [first], []
-    last = unseen = first
-    done, start = 1, target.length
-    while done < new_tokens:
-        count = min(gamma, new_tokens - done - 1)
-        u = None if noise is None else noise[done]
+    emitted, last, unseen = [first], first, first
+    left, length = run.decode_tokens, target.length
+    while left:
+        count = min(gamma, left - 1)
+        u = None if noise is None else noise[left]
         proposal = propose(draft, unseen, count, sampling, u)
         stages.mark("draft")
-        logits = target.feed(torch.cat((last, proposal.tokens), dim=1))
+        logits = target.feed(torch.cat((last, proposal.tokens), dim=1) if count else last)
         stages.mark("verify")
-        verdict = accept(logits, proposal, sampling, u)
-        kept = torch.cat((proposal.tokens[:, : verdict.accepted], verdict.following), dim=1)
+        accepted, kept, overlap = accept(logits, proposal, sampling, u)
         stages.mark("accept")
-        done += verdict.accepted + 1
+        left -= accepted + 1
+        length += accepted + 1
         run.drafted.append(count)
-        run.accepted.append(verdict.accepted)
+        run.accepted.append(accepted)
         emitted.append(kept)
-        if verdict.overlap is not None:
-            overlap.append(verdict.overlap)
-        target.rewind(start + done - 1)
-        draft.rewind(start + done - 1)
+        if overlap and run.overlap is not None:
+            run.overlap += overlap
         last = kept[:, -1:]
-        unseen = kept[:, -2:] if verdict.accepted == count else last
+        unseen = kept[:, -2:] if accepted == count else last
+        target.rewind(length)
+        draft.rewind(length)
         stages.mark("crop")
-    return run, emitted, overlap
+    return emitted
 
 
 def propose(draft: Cached, ids: Tensor, count: int, sampling: Sampling, u: Tensor | None) -> Proposal:
@@ -241,7 +238,7 @@ def accept_greedy(logits: Tensor, proposed: Tensor) -> Verdict:
     accepted, count = 0, len(both) // 2
     while accepted < count and both[accepted] == both[count + 1 + accepted]:
         accepted += 1
-    return Verdict(accepted, chosen[None, accepted : accepted + 1])
+    return Verdict(accepted, chosen[None, : accepted + 1])
 
 
 def accept_sampled(p: Tensor, proposal: Proposal, u: Tensor) -> Verdict:
@@ -251,22 +248,21 @@ def accept_sampled(p: Tensor, proposal: Proposal, u: Tensor) -> Verdict:
     ``norm(max(0, p - q))``; when nothing was refused, from the target's next row. `u` has a uniform number per draft
     token that chose it, then one per draft token that decides here, and last one for the token after them.
     """
-    q = proposal.q
+    drawn, q = proposal
     if q is None:
-        return Verdict(0, draw(p, u[-1:]), p.new_zeros(0))
-    count = len(q)
-    drawn = proposal.tokens[0, :, None]
-    decide = u[-1 - count : -1, None]
-    keep: list[bool] = (decide * q.gather(1, drawn) < p[:-1].gather(1, drawn))[:, 0].tolist()
-    accepted = keep.index(False) if False in keep else count
-    tested = min(accepted + 1, count)
-    overlap = torch.minimum(p[:tested], q[:tested]).sum(-1).clamp_max(1)
-    source = p[accepted : accepted + 1]
-    if accepted < count:
-        residual = (source - q[accepted : accepted + 1]).clamp_min(0)
-        # p and q equal up to rounding leave no residual: then either of them is the distribution wanted.
-        source = torch.where(residual.sum(-1, keepdim=True) > 0, residual, source)
-    return Verdict(accepted, draw(source, u[-1:]), overlap)
+        return Verdict(0, draw(p, u[-1:]), [])
+    count, rows, ahead = len(q), drawn.T, p[:-1]
+    residual = (ahead - q).clamp_min_(0)
+    surplus = ahead.gather(1, rows) - u[-1 - count : -1, None] * q.gather(1, rows)
+    told = torch.cat((surplus, residual.sum(-1, keepdim=True)))[:, 0].tolist()  # one wait for the device
+    accepted, refused = 0, told[count:]
+    while accepted < count and told[accepted] > 0:
+        accepted += 1
+    # p and q equal up to rounding leave no residual: then either of them is the distribution wanted.
+    source = residual if accepted < count and refused[accepted] > 0 else p
+    following = draw(source[accepted : accepted + 1], u[-1:])
+    overlap = [min(max(1 - mass, 0.0), 1.0) for mass in refused[: accepted + 1]]
+    return Verdict(accepted, torch.cat((drawn[:, :accepted], following), dim=1), overlap)
 
 
 def _pick(logits: Tensor, sampling: Sampling, noise: Tensor | None, place: int) -> Tensor:
@@ -281,19 +277,28 @@ def _noise(sampling: Sampling, seed: int, shape: tuple[int, int], device: torch.
     if sampling.greedy:
         return None
     generator = torch.Generator(device).manual_seed(seed)
-    return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    return uniform_rows(shape, generator)
 
 
 def _row(prompt: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([list(prompt)], device=device)
 
 
-def _check(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+def check_length(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
+    """Raise InputError when there is nothing to decode or the model has too few positions for the text."""
+    total = len(prompt) + new_tokens
     if not prompt or new_tokens < 1:
         raise InputError(f"decoding needs a prompt and at least 1 new token, got {len(prompt)} and {new_tokens}")
-    if limit and len(prompt) + new_tokens > limit:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and total > limit:
         raise InputError(
             f"a prompt of {len(prompt)} tokens and {new_tokens} new ones do not fit the model's {limit} "
             f"positions: lower --max-new-tokens or give shorter prompts"
+        )
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    turn = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if turn and len(prompt) <= turn < total:
+        raise InputError(
+            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones pass position {turn}, where this model's "
+            "rotary embedding changes and its cache no longer holds: lower --max-new-tokens or give other prompts"
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from selectkd_eval.speculation.engine import Decoded
+
 STAGES = ("draft", "verify", "accept", "crop")
 
 
@@ -34,8 +36,8 @@ class Stages:
         self.marks.append(self._now())
         self.names.append(stage)
 
-    def seconds(self) -> dict[str, float]:
-        """``prefill_s``, ``decode_s`` (everything after the prefill) and the stages' ``*_s``."""
+    def fill(self, run: Decoded) -> Decoded:
+        """Write ``prefill_s``, ``decode_s`` (everything after the prefill) and the stages' ``*_s`` into the run."""
         if self.device.type == "cuda":
             self.marks[-1].synchronize()
             gaps = [a.elapsed_time(b) / 1000 for a, b in zip(self.marks, self.marks[1:], strict=False)]
@@ -44,5 +46,6 @@ class Stages:
         total = dict.fromkeys(("prefill", *STAGES, "end"), 0.0)
         for stage, gap in zip(self.names[1:], gaps, strict=True):
             total[stage] += gap
-        decode = sum(total.values()) - total["prefill"]
-        return {f"{stage}_s": total[stage] for stage in ("prefill", *STAGES)} | {"decode_s": decode}
+        run.prefill_s, run.decode_s = total["prefill"], sum(total.values()) - total["prefill"]
+        run.draft_s, run.verify_s, run.accept_s, run.crop_s = (total[stage] for stage in STAGES)
+        return run
