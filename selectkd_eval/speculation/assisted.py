@@ -181,18 +181,16 @@ class Watch(BaseStreamer):
         """The run's trace. The first target call has the prompt before the draft, the others the last token."""
         steps = self.streamed[1:]
         before = [self.prompt] + [1] * (len(self.rows) - 1)
-        seconds = self.stages.seconds()
-        return Decoded(
+        run = Decoded(
             tokens,
             drafted=[rows - known for rows, known in zip(self.rows, before, strict=True)],
             accepted=[count - 1 for count in steps],
             first=0,
             decode_tokens=len(tokens) - steps[0],
-            prefill_s=seconds["prefill_s"],
-            decode_s=seconds["decode_s"],
-            draft_s=seconds["draft_s"],
-            verify_s=seconds["verify_s"],
         )
+        self.stages.fill(run)
+        run.accept_s = run.crop_s = None  # neither is a call of a model, and nothing else can be seen
+        return run
 
 
 def _same_width(models: Sequence[Any], vocabulary: int) -> None:
