@@ -1,9 +1,9 @@
 """The verb `audit`: is a results table possible as it is printed?
 
 For tables of papers, such as the CSVs in reports/paper, and for the JSON twins that `table` writes. Sums, rounding
-grids, power, repeats and the ceiling of a speed-up, each in a file of its own: a check is one function in CHECKS. It
-reads what is printed and nothing else; a finding is a question to the authors, never a verdict, and no error: the exit
-code is 0 whenever the checks could run.
+grids, power, repeats and speed-ups beside their acceptance, each in a file of its own: a check is one function in
+CHECKS. It reads what is printed and nothing else; a finding is a question to the authors, never a verdict, and no
+error: the exit code is 0 whenever the checks could run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import audit_twin
+from analysis import audit_speed, audit_twin
 from analysis.audit_arithmetic import arithmetic
-from analysis.audit_claims import across, ceiling, power, repeats
+from analysis.audit_claims import across, power, repeats
 from analysis.audit_grid import rounding_grid
 from analysis.audit_section import Section, Settings, markdown, text
 from analysis.audit_table import Printed, plain, read_csv
@@ -28,7 +28,7 @@ CHECKS: tuple[Callable[[Printed, Settings], list[Section]], ...] = (
     arithmetic,
     rounding_grid,
     power,
-    ceiling,
+    *audit_speed.CHECKS,
     repeats,
 )
 MOST_SEEDS = 100

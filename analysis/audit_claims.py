@@ -1,9 +1,8 @@
-"""What could differences of this size mean, which numbers stand twice, and can a speed-up be what it is said to be?
+"""What could differences of this size mean, and which numbers stand twice?
 
-Three checks of the paper's tables beside sums and rounding grids. Power: the smallest paired difference that so many
+Two checks of the paper's tables beside sums and rounding grids. Power: the smallest paired difference that so many
 prompts can tell from none, against the differences claimed. Repeats: equal numbers in rows that were measured apart.
-Ceiling: Table 5's speed-ups against the most that its acceptance allows under the i.i.d. model of Leviathan et al.
-(2023). Nothing here knows how a number was made; every sentence says what it supposes.
+Nothing here knows how a number was made; every sentence says what it supposes.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from fractions import Fraction
 
 from analysis.audit_grid import TOKENS, sizes_of
 from analysis.audit_section import Section, Settings, short
-from analysis.audit_table import Line, Printed, decimal, plain
-from analysis.table_ir import MISSING
+from analysis.audit_table import Line, Printed, plain
 from selectkd_eval.stats import detectable
 
 MOST = 20  # repeats that are listed
-SPEED, ACCEPTANCE = {"speedup"}, {"acceptance", "acceptancerate", "acpt"}
 
 
 def claimed(table: Printed, column: str) -> list[Fraction]:
@@ -152,33 +149,6 @@ def _whole_rows(table: Printed) -> Iterator[str]:
     for cells, lines in held.items():
         if len(lines) > 1:
             yield f"All {len(cells)} results are equal in: {'; '.join(line.label for line in lines)}."
-
-
-def ceiling(table: Printed, settings: Settings) -> list[Section]:
-    """Speed-ups against 1 / (1 - acceptance): the tokens per target call of an endless, free, i.i.d. draft."""
-    del settings
-    speed = next((name for name in table.columns if plain(name) in SPEED), None)
-    accepted = next((name for name in table.columns if plain(name) in ACCEPTANCE), None)
-    if speed is None or accepted is None:
-        return []
-    rows, above = [("row", "speed-up", "acceptance", "ceiling", "")], 0
-    scale = 100 if table.percent(accepted) else 1
-    for line in table.lines:
-        if not {speed, accepted} <= line.cells.keys():
-            continue
-        share, half = line.cells[accepted] / scale, table.half(accepted) / scale
-        # The largest acceptance that prints so, against the smallest speed-up that prints so.
-        over = share + half < 1 and line.cells[speed] - table.half(speed) > 1 / (1 - share - half)
-        above += over
-        limit = decimal(1 / (1 - share), 3) if share < 1 else MISSING
-        texts = (table.text(speed, line.cells[speed]), table.text(accepted, line.cells[accepted]))
-        rows.append((short(line.label, 60), *texts, limit, "above" if over else ""))
-    sentence = (
-        f"{above} of {len(rows) - 1} speed-ups lie above 1 / (1 - acceptance), whatever the rounding. If every drafted "
-        "token were accepted with that probability, independently, no draft could be faster, even at no cost"
-        + ("; so that acceptance is something else there, such as accepted / drafted." if above else ".")
-    )
-    return [Section("Ceiling of the speed-up", tuple(rows), (sentence,), (0, 4))]
 
 
 def across(tables: Sequence[Printed]) -> list[Section]:

@@ -17,7 +17,17 @@ import numpy as np
 
 from analysis.audit_lattice import Grid, grids, nearest, on_grid, reachable
 from analysis.audit_section import Section, Settings, p_text, short
-from analysis.audit_table import Line, Printed, plain
+from analysis.audit_table import (
+    ACCEPTANCE,
+    ACCEPTANCES,
+    DRAFTED,
+    SPEEDS,
+    TESTED,
+    TOKENS_PER_CALL,
+    Line,
+    Printed,
+    plain,
+)
 from analysis.table_ir import MISSING
 from selectkd_eval.stats import holm
 
@@ -39,7 +49,8 @@ GRADED: dict[str, tuple[int, ...]] = {
     "mbpp": (500, 427, 378),
     "mbpp+": (378,),
 }
-TOKENS = {"speedup", "acceptance", "acceptancerate", "acpt", "tar"}  # ratios of seconds and tokens, not of prompts
+# Ratios of seconds and of tokens, not of prompts.
+TOKENS = {*SPEEDS, *TOKENS_PER_CALL, *ACCEPTANCE, *ACCEPTANCES[TESTED], *ACCEPTANCES[DRAFTED], "tar"}
 SILENT = 0.95  # from this share of printable values on, a grid says nothing: it is left out before any value is seen
 LEVEL = 0.05
 LISTED = 12  # values off a grid that are spelled out

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from selectkd_eval.errors import InputError
@@ -25,6 +26,21 @@ SETTINGS = {
     *("k", "beta", "alpha", "gamma", "tau", "temperature", "top_p", "lr", "learning_rate", "seed", "seeds", "n"),
     *("steps", "epochs", "batch_size", "shots", "samples", "rank", "lora_rank", "params", "size"),
 }
+# What tables of speculative decoding call their columns, without case and separators. In these a cost is a setting
+# too, and `tau` and `alpha` are results.
+SPEEDS = {"speedup", "speedups", "walltimespeedup"}
+GAMMAS = {"gamma", "draftlength", "numdrafttokens", "speculativetokens"}
+COSTS = {"c", "cost", "costratio", "costcoefficient"}
+TOKENS_PER_CALL = {
+    *("tokens", "tau", "mat", "tokenspertargetcall", "tokenspercall", "tokensperstep", "blockefficiency"),
+    *("meanacceptedtokens", "meanacceptancelength", "acceptancelength", "acceptlength"),
+}
+TESTED, DRAFTED = "accepted / tested", "accepted / drafted"
+ACCEPTANCES = {
+    TESTED: {"acceptedtested", "alpha", "conditionalacceptance"},
+    DRAFTED: {"accepteddrafted", "draftacceptance", "draftacceptancerate"},
+}
+ACCEPTANCE = {"acceptance", "acceptancerate", "acpt"}  # of a column that does not say which
 MOST_DIGITS = 9
 _NUMBER = re.compile(r"[-+]?\d+(?:\.(\d+))?")
 _MISSING = {"", "-", "–", "—", "n/a", "na", "nan", "none", "null"}
@@ -33,13 +49,16 @@ _DELTA = re.compile(r"^(?:delta|diff|gain)[_ ](.+)$|^(.+)[_ ](?:delta|diff|gain)
 
 
 class Line(NamedTuple):
-    """A row of the table. `block` groups the rows that are compared; `cells` holds what is printed, by column."""
+    """A row of the table. `block` groups the rows that are compared; `cells` holds what is printed, by column, and
+    `settings` the numbers that say how the row was made.
+    """
 
     block: str
     method: str
     base: str
     detail: str
     cells: Mapping[str, Fraction]
+    settings: Mapping[str, Fraction] = MappingProxyType({})
 
     @property
     def label(self) -> str:
@@ -52,7 +71,7 @@ class Printed:
     """A table as it was printed.
 
     `columns` are results, averages among them; `deltas` maps a column of differences to the results it is about;
-    `digits` counts the decimals of a column.
+    `digits` counts the decimals of a column, settings too.
     """
 
     path: Path
@@ -116,7 +135,8 @@ def read_csv(path: Path, digits: int | None = None) -> Printed:
     base, numeric = _find(heads, BASES), _numeric(path, heads, records, name)
     task = _find(heads, TASKS)
     words = [head for head in heads if head not in (name, base, *numeric)]
-    measured = [head for head in numeric if plain(head) not in {plain(setting) for setting in SETTINGS}]
+    how = _settings(numeric)
+    measured = [head for head in numeric if plain(head) not in how]
     if not measured:
         raise InputError(f"{path} has no column of results (found: {', '.join(heads)}): an audit needs numbers")
     long = task in words and len(measured) == 1
@@ -124,6 +144,7 @@ def read_csv(path: Path, digits: int | None = None) -> Printed:
     settings = [head for head in numeric if head not in measured]
     before = heads.index(name)
     cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    said: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for number, record in records:
         block = ", ".join(record[word] for word in words if heads.index(word) < before and record[word])
         facts = [f"{record[head]}" if head in words else f"{head} {record[head]}" for head in heads
@@ -135,7 +156,16 @@ def read_csv(path: Path, digits: int | None = None) -> Printed:
             label = ", ".join(filter(None, key[:2]))
             raise InputError(f"{path}, line {number}: {label} has {twice[0]} a second time: keep one of the two rows")
         held.update(here)
-    return _printed(path, cells, digits)
+        said[key] = {head: record[head] for head in settings}
+    return _printed(path, cells, said, digits)
+
+
+def _settings(numeric: Sequence[str]) -> set[str]:
+    """Plain names of the columns that are settings in a table with these columns of numbers."""
+    names = {plain(setting) for setting in SETTINGS}
+    if not any(plain(head) in SPEEDS for head in numeric):
+        return names
+    return (names - TOKENS_PER_CALL - {"alpha"}) | GAMMAS | COSTS
 
 
 def _records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -185,10 +215,16 @@ def _cleaned(cell: str) -> str | None:
     return text if _NUMBER.fullmatch(text) else None
 
 
-def _printed(path: Path, cells: Mapping[tuple[str, str, str, str], Mapping[str, str]], digits: int | None) -> Printed:
-    """The table from its cells' texts."""
+def _printed(
+    path: Path,
+    cells: Mapping[tuple[str, str, str, str], Mapping[str, str]],
+    said: Mapping[tuple[str, str, str, str], Mapping[str, str]],
+    digits: int | None,
+) -> Printed:
+    """The table from its cells' texts, `said` those of the settings."""
     names = list(dict.fromkeys(column for held in cells.values() for column in held))
     places: dict[str, int] = {}
+    settled: dict[str, int] = {}
     lines = []
     for (block, method, base, detail), held in cells.items():
         numbers = {}
@@ -198,7 +234,11 @@ def _printed(path: Path, cells: Mapping[tuple[str, str, str, str], Mapping[str, 
             found = _NUMBER.fullmatch(text)
             places[column] = max(places.get(column, 0), len(found[1] or "") if found else 0)
             numbers[column] = Fraction(text)
-        lines.append(Line(block, method, base, detail, numbers))
+        how = {head: text for head, cell in said[block, method, base, detail].items() if (text := _cleaned(cell))}
+        for head, text in how.items():
+            settled[head] = max(settled.get(head, 0), len(text.partition(".")[2]))
+        numbered = {head: Fraction(text) for head, text in how.items()}
+        lines.append(Line(block, method, base, detail, numbers, numbered))
     for column, count in places.items():
         if count > (MOST_DIGITS if digits is None else digits):
             limit = f"--digits {digits}" if digits is not None else f"at most {MOST_DIGITS}"
@@ -215,9 +255,9 @@ def _printed(path: Path, cells: Mapping[tuple[str, str, str, str], Mapping[str, 
         path,
         tuple(lines),
         results,
-        tuple(name for name in results if _AVERAGE.match(name.lower())),
+        tuple(name for name in results if _AVERAGE.match(name.lower()) and plain(name) not in TOKENS_PER_CALL),
         deltas,
-        {name: places[name] if digits is None else digits for name in names},
+        {name: places[name] if digits is None else digits for name in names} | settled,
     )
 
 

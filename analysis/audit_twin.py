@@ -2,7 +2,8 @@
 
 `table` writes a JSON twin beside every Markdown table: each cell in full precision, with its interval, its seeds, its
 difference and p-values. So differences, averages, Holm's adjustment and the marks of best and second are computed
-again from the numbers beside them, and rates are held against whole counts. Records are not read: whether a number
+again from the numbers beside them, rates are held against whole counts, and speed-ups against what their acceptance
+and draft length allow. Records are not read: whether a number
 follows from its record is for `table` itself to say.
 """
 
@@ -10,13 +11,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from analysis.audit_section import Section
+from analysis.audit_table import ACCEPTANCES, DRAFTED, SPEEDS, TESTED, TOKENS_PER_CALL, plain
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import holm
 
@@ -24,19 +27,22 @@ NEAR = 1e-9  # in the units of the table: floats that say the same number
 DIGITS = (2, 3)  # decimals that `table` prints: of percentages and ratios, of shares of tokens
 VERDICTS = 4  # most half verdicts of a prompt and seed: two orders, half a win for a tie
 MOST = 20
+DECODE_ONLY = {"decodeonly", "speedupdecodeonly", "decodeonlyspeedup", "decode"}
+_LENGTH = re.compile(r"(?:γ|gamma) = (\d{1,4})\b")
 
 Cell = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A JSON twin: `blocks` are rows of (label, ranked, cells by column)."""
+    """A JSON twin: `blocks` are rows of (label, ranked, cells by column), and each has a title."""
 
     path: Path
     title: str
     columns: tuple[str, ...]
     better: Mapping[str, str | None]
     blocks: tuple[tuple[tuple[str, bool, Mapping[str, Cell]], ...], ...]
+    titles: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ def read(path: Path) -> Twin:
             for block in content["blocks"]
         )
         better = {name: column["better"] for name, column in zip(columns, content["columns"], strict=True)}
-        return Twin(path, str(content["title"]), tuple(columns), better, blocks)
+        titles = tuple(str(block["title"]) for block in content["blocks"])
+        return Twin(path, str(content["title"]), tuple(columns), better, blocks, titles)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is JSON but no table of ours ({type(error).__name__}: {error}): give the .json that `table` wrote"
@@ -100,7 +107,7 @@ def sections(twin: Twin) -> list[Section]:
 
 
 def differences(twin: Twin) -> Check:
-    """A cell's difference is its value less that of its base, in full precision.
+    """A cell's difference is its value less that of its base, in full precision; a ratio its value over that.
 
     The base is the row whose label this one adds a gate to. Where there is none without a difference of its own
     ("SpecKD" is KD with a gate), any row without one may be it.
@@ -109,12 +116,14 @@ def differences(twin: Twin) -> Check:
     for label, column, cell, bases in _differing(twin):
         count += 1
         delta = cell["delta"]["value"]
-        found = [cell["value"]["value"] - base["value"]["value"] for base in bases]
+        value, others = cell["value"]["value"], [base["value"]["value"] for base in bases]
+        ratio = bool(cell.get("ratio"))
+        found = [value / other if ratio else value - other for other in others if other or not ratio]
         if any(abs(one - delta) <= NEAR for one in found):
             continue
         words = f"its value and its base's give {found[0]:.6f}" if len(found) == 1 else "no row of its block gives it"
-        failures.append(f"{label}, {column}: the difference is {delta:.6f}, but {words}.")
-    return Check("differences", count, tuple(failures))
+        failures.append(f"{label}, {column}: the {'ratio' if ratio else 'difference'} is {delta:.6f}, but {words}.")
+    return Check("differences and ratios", count, tuple(failures))
 
 
 def averages(twin: Twin) -> Check:
@@ -199,6 +208,54 @@ def marks(twin: Twin) -> Check:
     return Check("marks of best and second", count, tuple(failures))
 
 
+def drafting(twin: Twin) -> Check:
+    """Speed-ups, tokens per target call and both acceptances of one draft keep within each other's limits.
+
+    These hold in every run whose counts are sums over the same calls, however acceptance is spread. A speed-up is
+    timed, so its interval counts; a task's own has no tokens beside it and is left out.
+    """
+    count, failures = 0, []
+    for title, rows in zip(twin.titles, twin.blocks, strict=True):
+        length = _LENGTH.search(title)
+        for label, _, cells in rows:
+            named = {plain(column): cell["value"] for column, cell in cells.items()}
+            for what, fits in _limits(named, int(length[1]) if length else None):
+                count += 1
+                if not fits:
+                    failures.append(f"{label}, {title}: {what}.")
+    return Check("limits of drafting", count, tuple(failures))
+
+
+def _limits(named: Mapping[str, Mapping[str, float]], gamma: int | None) -> Iterator[tuple[str, bool]]:
+    """What would be wrong in a row, and whether the row is right; only of what stands in it."""
+
+    def first(names: Iterable[str]) -> Mapping[str, float] | None:
+        return next((named[name] for name in names if name in named), None)
+
+    tested, drafted = first(ACCEPTANCES[TESTED]), first(ACCEPTANCES[DRAFTED])
+    if tested and drafted:
+        words = f"{DRAFTED} is {drafted['value']:.4f}, more than {TESTED}, {tested['value']:.4f}"
+        yield words, drafted["value"] <= tested["value"] + NEAR
+    tokens = first(TOKENS_PER_CALL)
+    if tokens is None:
+        return
+    said = f"{tokens['value']:.4f} tokens per target call"
+    for name in (*SPEEDS, *DECODE_ONLY):
+        if name in named:
+            yield (
+                f"a speed-up of {named[name]['value']:.3f} is more than {said}",
+                named[name]["low"] <= tokens["value"] + NEAR,
+            )
+    if gamma is not None:
+        yield f"{said} are more than γ + 1 = {gamma + 1}", tokens["value"] <= gamma + 1 + NEAR
+    if gamma is not None and drafted:
+        most = 1 + gamma * drafted["value"]
+        yield f"{said} are more than {most:.4f}, which {DRAFTED} allows", tokens["value"] <= most + NEAR
+    if tested and tested["value"] < 1:
+        most = 1 / (1 - tested["value"])
+        yield f"{said} are more than {most:.4f}, which {TESTED} allows", tokens["value"] <= most * (1 + NEAR)
+
+
 def _ranks(ranked: Sequence[tuple[str, Cell]], higher: bool, digits: int) -> dict[str, set[str]]:
     printed = {label: round(cell["value"]["value"], digits) for label, cell in ranked}
     order = sorted(set(printed.values()), reverse=higher)
@@ -231,4 +288,4 @@ def _differing(twin: Twin) -> Iterator[tuple[str, str, Cell, list[Cell]]]:
             yield label, column, cell, [plain[max(named, key=len)]] if named else list(plain.values())
 
 
-CHECKS: tuple[Callable[[Twin], Check], ...] = (differences, averages, intervals, counts, adjusted, marks)
+CHECKS: tuple[Callable[[Twin], Check], ...] = (differences, averages, intervals, counts, adjusted, marks, drafting)
