@@ -18,6 +18,7 @@ from analysis import audit, audit_arithmetic, audit_speed, audit_twin, load, tab
 from analysis.audit_section import Section, Settings, text
 from analysis.audit_speed import DRAFTED, TESTED, most_ratio, tokens_per_call
 from analysis.audit_table import Printed, read_csv
+from selectkd_eval.errors import InputError
 
 PAPER = Path(__file__).resolve().parents[1] / "reports" / "paper"
 HEAD = "target,draft,method,"
@@ -271,7 +272,7 @@ def test_our_table_keeps_every_limit_and_its_ratios_follow_from_its_speed_ups(tm
     assert counted["differences and ratios"] == 2 * 2, "of every draft to the first, in both blocks"
 
 
-def change(content: str, column: str, part: str, by: Callable[[float], float]) -> str:
+def change(content: str, column: str, part: str, by: Callable[[float], float | None]) -> str:
     """The table with one number of its second draft changed; `part` is a path in the cell."""
     table = json.loads(content)
     place = [one["label"] for one in table["columns"]].index(column)
@@ -296,10 +297,18 @@ def change(content: str, column: str, part: str, by: Callable[[float], float]) -
     ids=["decode", "tokens", "drafted", "tested", "both", "ratio"],
 )
 def test_a_number_of_our_table_that_cannot_be_is_named(
-    tmp_path: Path, ours: str, column: str, part: str, by: Callable[[float], float], words: str
+    tmp_path: Path, ours: str, column: str, part: str, by: Callable[[float], float | None], words: str
 ) -> None:
     found = audit_twin.sections(twin(tmp_path, change(ours, column, part, by)))
     assert re.search(words, said(found)), said(found)
+
+
+def test_a_number_without_an_interval_is_a_number_and_half_an_interval_is_none(tmp_path: Path, ours: str) -> None:
+    bare = change(change(ours, "Decode only", "value.low", lambda _: None), "Decode only", "value.high", lambda _: None)
+    whole, less = audit_twin.intervals(twin(tmp_path, ours)), audit_twin.intervals(twin(tmp_path, bare))
+    assert (less.count, less.failures) == (whole.count - 1, ())
+    with pytest.raises(InputError, match="a cell of Decode only lacks a number"):
+        twin(tmp_path, change(ours, "Decode only", "value.low", lambda _: None))
 
 
 def test_limits_hold_for_counts_of_any_run(tmp_path: Path) -> None:
