@@ -155,7 +155,7 @@ class _Lattice:
 
     def block(self, n: int, resamples: int) -> tuple[int, float]:
         """The cheapest number of prompts in a block, and its cost in draws per resample; infinite without one."""
-        if np.prod(n * self.spans + 1.0) >= 2**62:
+        if np.log2(n * self.spans + 1.0).sum() >= 62:
             return 0, np.inf
         sizes = n // np.arange(1, n + 1)  # of sizes that need as many draws, those with the smallest rest
         cells = self._cells(sizes)

@@ -11,7 +11,7 @@ with speed over several drafts is `speed_links`' question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
@@ -140,13 +140,16 @@ def _has_timers(run: Row) -> bool:
 
 class Prediction(NamedTuple):
     """One draft length: tokens per target call and speed-up of decoding as predicted, and as measured where that length
-    was timed. `ratio` is predicted over measured, paired by prompt. `best` is the share of resampled prompts in which
-    this length is the fastest, `regret` what it loses against the fastest, as a share of that one's speed. What needs
-    the cost of calls is None where no engine could time them.
+    was timed. `survival` predicts the tokens from the longest timed run alone, 1 + U_1 + ... + U_gamma of its
+    `speeds.positions`, which a few trailing steps apart is what shorter runs would have. `ratio` is predicted over
+    measured, paired by prompt. `best` is the share of resampled prompts in which this length is the fastest, `regret`
+    what it loses against the fastest, as a share of that one's speed. What needs the cost of calls is None where no
+    engine could time them.
     """
 
     gamma: int
     tokens_per_call: float
+    survival: float | None = None
     speedup: Estimate | None = None
     measured_tokens: float | None = None
     measured: Estimate | None = None
@@ -173,52 +176,59 @@ def predicted(
     """
     rows = list(rows)
     texts = list(speeds.read_again(rows, draft, "chance", task))
-    timed = [arm.gamma for arm in speeds.arms(rows, task) if arm.draft == draft]
+    timed = [arm.gamma for arm in speeds.arms(rows, task) if arm.draft == draft and arm.batch == 1]
     most = most or max(timed, default=0)
     if not texts or not most:
         return []
     counts = speed_model.replay_all([chances for _, chances in texts], list(range(1, most + 1)))
     calls, accepted = counts.calls.sum(axis=0), counts.accepted.sum(axis=0)
+    survival = _survival(rows, Arm(draft, max(timed)), task) if timed else []
+    clocked = {gamma: speeds.speedup(rows, Arm(draft, gamma), "decode", task) for gamma in timed if gamma <= most}
     found = []
     for index in range(most):
         tokens = float((calls[index] + accepted[index]) / calls[index]) if calls[index] else float("nan")
-        arm = Arm(draft, index + 1)
-        measured = speeds.speedup(rows, arm, "decode", task).estimate(resamples, seed) if arm.gamma in timed else None
-        per_call = speeds.acceptance(rows, arm, "tokens", task).value if arm.gamma in timed else None
-        if measured is not None and not measured.n:
-            measured = None
-        found.append(Prediction(arm.gamma, tokens, measured=measured, measured_tokens=per_call))
+        one = Prediction(index + 1, tokens, survival[index + 1] if index + 1 < len(survival) else None)
+        if one.gamma in clocked:
+            measured = clocked[one.gamma].estimate(resamples, seed)
+            per_call = speeds.acceptance(rows, Arm(draft, one.gamma), "tokens", task).value
+            one = one._replace(measured=measured if measured.n else None, measured_tokens=per_call)
+        found.append(one)
     expected = _expected_seconds(rows, draft, texts, counts, task)
-    if expected is None:
-        return found
-    return _with_speed(found, expected, rows, draft, task, resamples, seed)
+    return found if expected is None else _with_speed(found, expected, clocked, resamples, seed)
+
+
+def _survival(rows: Sequence[Row], arm: Arm, task: str | None) -> list[float]:
+    """Tokens per target call at draft lengths 0, 1, ... from one arm's trace; empty without one."""
+    _, _, table = speeds.step_counts(rows, arm, task)
+    counts = [(table[:, i:, i:].sum(), table[:, i:, :].sum()) for i in range(1, table.shape[1])]
+    return speed_model.survival_tokens([kept / drafted for kept, drafted in counts if drafted]) if len(table) else []
 
 
 def _with_speed(
-    found: list[Prediction],
-    expected: list[Terms],
-    rows: Sequence[Row],
-    draft: int,
-    task: str | None,
-    resamples: int,
-    seed: int,
+    found: list[Prediction], expected: list[Terms], clocked: Mapping[int, Terms], resamples: int, seed: int
 ) -> list[Prediction]:
-    """Predictions with their speed-ups, from every length's plain and speculative seconds by prompt."""
-    strata, words = expected[0].merged_strata, f"bootstrap over prompts, {resamples:,} resamples"
-    num, den = (np.stack([getattr(one, what) for one in expected]) for what in ("num", "den"))
-    draws, values = bootstrap.ratios(num, den, strata, resamples, seed), num.sum(axis=1) / den.sum(axis=1)
-    best = np.bincount(draws.argmax(axis=0), minlength=len(found)) / resamples
+    """Predictions with their speed-ups, from every length's plain and speculative seconds by prompt, all under the same
+    resampled prompts.
+    """
+    prompts, most = expected[0].prompts, len(expected)
+    same = {gamma: most + row for row, gamma in enumerate(g for g, one in clocked.items() if one.prompts == prompts)}
+    both = [*expected, *(clocked[gamma] for gamma in same)]
+    num, den = (np.stack([getattr(one, what) for one in both]) for what in ("num", "den"))
+    draws = bootstrap.ratios(num, den, expected[0].merged_strata, resamples, seed)
+    values = num.sum(axis=1) / den.sum(axis=1)
+    best = np.bincount(draws[:most].argmax(axis=0), minlength=most) / resamples
+
+    def estimate(value: float, drawn: Floats) -> Estimate:
+        low, high = bootstrap.limits(drawn, value)
+        return Estimate(value, low, high, len(prompts), f"bootstrap over prompts, {resamples:,} resamples")
+
     completed = []
-    for index, (one, terms) in enumerate(zip(found, expected, strict=True)):
-        low, high = bootstrap.limits(draws[index], float(values[index]))
-        speed = Estimate(float(values[index]), low, high, len(terms.prompts), words)
-        measured = speeds.speedup(rows, Arm(draft, one.gamma), "decode", task)
+    for index, one in enumerate(found):
         ratio = None
-        if one.measured is not None and measured.prompts == terms.prompts:
-            ratio, _ = stats.ratio_of_ratios(
-                terms.num, terms.den, measured.num, measured.den, strata=strata, resamples=resamples, seed=seed
-            )
-        lost = float(1 - values[index] / values.max())
+        if (row := same.get(one.gamma)) is not None:
+            ratio = estimate(float(values[index] / values[row]), draws[index] / draws[row])
+        lost = float(1 - values[index] / values[:most].max())
+        speed = estimate(float(values[index]), draws[index])
         completed.append(one._replace(speedup=speed, ratio=ratio, best=float(best[index]), regret=lost))
     return completed
 

@@ -10,7 +10,7 @@ Nothing here knows a record or a clock; `speed_explained` puts measured numbers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,13 +65,6 @@ def survival_tokens(survival: Sequence[float]) -> list[float]:
     1 + U_1 + ... + U_gamma. One run at the largest draft length thus tells of all shorter ones.
     """
     return [1.0, *(float(value) for value in 1 + np.cumsum(np.asarray(survival, dtype=np.float64)))]
-
-
-def best_gamma(seconds: Mapping[int, float]) -> int:
-    """The draft length that takes least; of equal ones the shortest. Raises InputError without any."""
-    if not seconds:
-        raise InputError("no draft length has a time, so none is the best: time at least one")
-    return min(sorted(seconds), key=lambda gamma: seconds[gamma])
 
 
 def _chance(alpha: float) -> float:

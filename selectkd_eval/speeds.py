@@ -202,9 +202,9 @@ def acceptance(rows: Iterable[Row], arm: Arm, what: str = "alpha", task: str | N
 
     alpha is conditional, what Leviathan et al. (arXiv 2211.17192) call so: a position counts only when the accept
     rule looked at it. block is what serving engines call the acceptance rate and falls with the draft length. tokens
-    has the target's own token in it, accepted has not. drafted is less than the draft length, because a text's last steps
-    draft no more than can be used. overlap is alpha's expectation given the distributions, for
-    sampled drafts alone. Texts of which the engine does not tell are left out.
+    has the target's own token in it, accepted has not. drafted is less than the draft length, because a text's last
+    steps draft no more than can be used. overlap is alpha's expectation given the distributions, for sampled drafts
+    alone. Texts of which the engine does not tell are left out.
     """
     num, den, _ = choose(what, ACCEPTANCE, "acceptance")
     parts, named = [], {}

@@ -43,12 +43,6 @@ def test_costs_as_leviathan_has_them_leave_their_formula(alpha: float, gamma: in
         assert tokens == pytest.approx((1 - alpha ** (gamma + 1)) / (1 - alpha))
 
 
-def test_the_best_draft_length_is_the_shortest_of_the_fastest() -> None:
-    assert speed_model.best_gamma({5: 1.0, 3: 1.0, 1: 2.0}) == 3
-    with pytest.raises(InputError, match="time at least one"):
-        speed_model.best_gamma({})
-
-
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
 def test_an_acceptance_in_percent_or_none_is_refused(wrong: float) -> None:
     with pytest.raises(InputError, match="between 0 and 1"):
