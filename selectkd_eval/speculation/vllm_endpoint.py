@@ -40,13 +40,15 @@ class Endpoint:
         """The JSON reply to a request of /v1/completions."""
         return self._json("POST", "/v1/completions", json.dumps(body).encode())
 
-    def model(self) -> str:
-        """The name under which the server knows its model."""
+    def model(self) -> tuple[str, int | None]:
+        """The name under which the server knows its model, and how many positions it gives a text, if it says so."""
         listed = self._json("GET", "/v1/models")
         models = listed.get("data") if isinstance(listed, Mapping) else None
-        if not isinstance(models, list) or not models or not isinstance(models[0], Mapping) or "id" not in models[0]:
+        first = models[0] if isinstance(models, list) and models else None
+        if not isinstance(first, Mapping) or "id" not in first:
             raise SetupError(f"the server at {self.url} lists no model: is this address a vLLM server's?")
-        return str(models[0]["id"])
+        positions = first.get("max_model_len")
+        return str(first["id"]), positions if isinstance(positions, int) else None
 
     def version(self) -> str:
         """vLLM's version as the server tells it."""

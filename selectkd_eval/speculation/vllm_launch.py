@@ -6,7 +6,6 @@ a server that is left behind keeps its memory. Only the standard library, for th
 project is installed.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -25,22 +24,29 @@ def main(words: list[str]) -> int:
         os.setpgid(0, 0)  # the group that is killed must be ours alone
     child = subprocess.Popen([sys.executable, "-m", *words], stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is sent to the group, and we stay to see it obeyed
-    threading.Thread(target=_end_with_parent, args=(child,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     code = child.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(0, signal.SIGTERM)  # workers of a server that fell
+    os.killpg(0, signal.SIGTERM)  # workers of a server that fell
+    if not _alone():
+        os.killpg(0, signal.SIGKILL)
     return code if code >= 0 else 128 - code
 
 
-def _end_with_parent(child: "subprocess.Popen[bytes]") -> None:
+def _end_with_parent() -> None:
     """Wait until nobody holds the other end of our input any more, then end the group."""
     while os.read(sys.stdin.fileno(), 1024):
         continue
     os.killpg(0, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and _others():
-        time.sleep(0.05)
+    _alone()
     os.killpg(0, signal.SIGKILL)
+
+
+def _alone() -> bool:
+    """Whether everybody else in the group has gone within the grace."""
+    deadline = time.monotonic() + GRACE_S
+    while (others := _others()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not others
 
 
 def _others() -> bool:

