@@ -1,10 +1,10 @@
 """From a record's rows to its number: one function per verb, for terminal, tables and figures alike.
 
 Every number of the paper is a ratio of sums over prompts: pass@1 (correct / answers), win rate (wins /
-decided comparisons), TAR (accepted / tokens, Eq. 13), speed-up (seconds / seconds), acceptance (accepted /
-tested). The functions here bring rows into that form, `Terms`: a numerator and a denominator per prompt.
-Pooling training seeds adds terms prompt by prompt, comparing two methods pairs them prompt by prompt, and
-`stats` turns either into an interval that resamples prompts.
+decided comparisons), TAR (accepted / tokens, Eq. 13), speed-up (seconds / seconds). The functions here (and those of
+`win_rates` and `speeds`) bring rows into that form, `Terms`: a numerator and a denominator per prompt. Pooling training
+seeds adds terms prompt by prompt, comparing two methods pairs them prompt by prompt, and `stats` turns either into an
+interval that resamples prompts.
 
 It reads no files, knows no model and draws nothing. Rows with an `error` are never counted as wrong
 answers; the caller prints how many there are.
@@ -12,16 +12,15 @@ answers; the caller prints how many there are.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
 
 from selectkd_eval import stats
-from selectkd_eval.errors import InputError, choose
+from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate, Floats
 
 Row = Mapping[str, Any]
@@ -181,58 +180,6 @@ def tar(rows: Iterable[Row], student: int, what: str = "greedy", macro: bool = T
             total, n = float(row[what]), float(row["n_tokens"])
             parts.append((str(row["prompt"]), total / n, 1.0) if macro else (str(row["prompt"]), total, n))
     return terms(parts)
-
-
-# ---- speculative decoding ------------------------------------------------------------
-
-
-def speedup(rows: Iterable[Row], arm: str, clock: str = "wall_s", base: str = "ar") -> Terms:
-    """Seconds of plain decoding over seconds of `arm`, per prompt the median of the repetitions.
-
-    `clock`: wall_s (end to end), decode_wall_s (without the prompt's prefill), cpu_s.
-    """
-    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in good(rows):
-        if row.get("arm") in (arm, base):
-            times[row["arm"]][str(row["prompt"])].append(float(row[clock]))
-    both = times[arm].keys() & times[base].keys()
-    return terms((prompt, median(times[base][prompt]), median(times[arm][prompt])) for prompt in both)
-
-
-# name: numerator, denominator, how it is called
-ACCEPTANCE: dict[str, tuple[str, str, str]] = {
-    "alpha": ("accepted", "tested", "accepted / tested"),
-    "block": ("accepted", "drafted", "accepted / drafted"),
-    "tokens": ("tokens", "steps", "tokens per target call"),
-    "overlap": ("alpha_sum", "tested", "mean sum min(p, q)"),
-}
-
-
-def acceptance(rows: Iterable[Row], arm: str, what: str = "alpha") -> Terms:
-    """Acceptance of the drafted tokens under a named definition of ACCEPTANCE.
-
-    alpha is conditional (a position counts only when it was tested); block is what serving engines call the
-    acceptance rate and falls with the draft length.
-    """
-    num, den, _ = choose(what, ACCEPTANCE, "acceptance")
-    chosen = [row for row in good(rows) if row.get("arm") == arm and row.get(num) is not None]
-    found = terms((str(row["prompt"]), float(row[num]), float(row[den])) for row in chosen)
-    # A prompt has dozens of tokens: few prompts with a rejection are not few rejections. Only at 0 and 1 themselves
-    # does resampling know nothing.
-    whole = what in ("alpha", "block") and found.num.sum() in (0.0, found.den.sum())
-    return replace(found, proportion=bool(whole))
-
-
-def lossless_counts(rows: Iterable[Row]) -> dict[str, int]:
-    """Outcomes of the losslessness gate: identical text, a numerical tie, a violation."""
-    counts = Counter(str(row["outcome"]) for row in good(rows) if "outcome" in row)
-    return {word: counts[word] for word in ("identical", "tie", "violation")}
-
-
-def speedup_arms(rows: Iterable[Row]) -> list[str]:
-    """The speculative arms of a record (gamma3, gamma5 ...), by draft length."""
-    lengths = {str(row["arm"]): int(row["gamma"]) for row in good(rows) if row.get("gamma")}
-    return sorted(lengths, key=lambda arm: lengths[arm])
 
 
 # ---- landscapes ------------------------------------------------------------

@@ -167,40 +167,6 @@ def test_tar_macro_is_the_mean_of_means_and_pooled_is_not() -> None:
     assert measures.tar(rows, 0, macro=False).value == pytest.approx(35 / 40)
 
 
-def test_speedup_is_a_ratio_of_summed_medians() -> None:
-    seconds = {("a", "ar"): [1.0, 1.1, 9.0], ("a", "gamma3"): [0.5, 0.6, 0.4]}
-    seconds |= {("b", "ar"): [2.0, 2.0, 2.0], ("b", "gamma3"): [1.0, 1.0, 7.0]}
-    rows = [
-        {"prompt": p, "arm": arm, "gamma": 3 if arm == "gamma3" else 0, "wall_s": s}
-        for (p, arm), times in seconds.items()
-        for s in times
-    ]
-    assert measures.speedup(rows, "gamma3").value == pytest.approx((1.1 + 2.0) / (0.5 + 1.0))
-    assert measures.speedup_arms(rows) == ["gamma3"]
-
-
-def test_a_prompt_timed_on_one_side_only_is_left_out() -> None:
-    rows = [{"prompt": "a", "arm": "ar", "gamma": 0, "wall_s": 1.0}]
-    assert len(measures.speedup(rows, "gamma3").prompts) == 0
-
-
-def test_the_two_acceptances_are_not_the_same_number() -> None:
-    """Five drafted, three examined, two accepted: accepted / tested is 2/3, accepted / drafted 2/5."""
-    row = {
-        "prompt": "a",
-        "arm": "gamma5",
-        "gamma": 5,
-        "accepted": 2,
-        "tested": 3,
-        "drafted": 5,
-        "tokens": 3,
-        "steps": 1,
-    }
-    assert measures.acceptance([row], "gamma5", "alpha").value == pytest.approx(2 / 3)
-    assert measures.acceptance([row], "gamma5", "block").value == pytest.approx(2 / 5)
-    assert measures.acceptance([row], "gamma5", "tokens").value == 3
-
-
 def test_surface_places_points_by_coordinate_and_leaves_gaps_missing(tmp_path: Path) -> None:
     record = make.landscape(tmp_path, [make.card("KD", 0)], grid=5, directions=1)
     rows = [row for row in record.rows if not (row["i"] == 4 and row["j"] == 0)]
@@ -264,16 +230,3 @@ def test_the_difference_of_two_equal_means_is_exactly_nothing() -> None:
     groups = [(t.num, t.den) for t in (measures.terms([(str(i), i % 2, 1) for i in range(n)]) for n in (20, 20))]
     found, p = stats.mean_of_ratios(groups, groups, resamples=200)
     assert (found.value, found.low, found.high, p) == (0, 0, 0, 1.0)
-
-
-def test_acceptance_is_resampled_by_prompt_but_where_every_token_was_accepted() -> None:
-    def rows(rejected: list[int]) -> list[dict[str, Any]]:
-        return [
-            {"key": f"{i}", "prompt": f"p{i}", "arm": "gamma3", "accepted": 40 - n, "tested": 40, "drafted": 40}
-            for i, n in enumerate(rejected)
-        ]
-
-    few = measures.acceptance(rows([0] * 9 + [1] * 5 + [2] * 2), "gamma3").estimate(2000)
-    assert few.method.startswith("bootstrap") and few.high - few.low < 0.03
-    all_accepted = measures.acceptance(rows([0] * 16), "gamma3").estimate(2000)
-    assert all_accepted.method == "Wilson" and all_accepted.low < 0.85
