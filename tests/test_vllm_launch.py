@@ -61,7 +61,7 @@ sys.exit(1)
 """
 
 
-def module(where: Path, worker: str = "", then: str = "") -> None:
+def module(where: Path, worker: str = "pass", then: str = "") -> None:
     """The module that the launcher runs, found first because python -m looks in the working directory."""
     package = where / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
