@@ -133,7 +133,7 @@ def _weighted_ranks(values: Floats, weights: Floats) -> Floats:
 def _pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
     """Weighted correlation row by row."""
     total = weights.sum(axis=1, keepdims=True)
-    x, y = (side - (weights * side).sum(axis=1, keepdims=True) / total for side in (x, y))
-    products = [(weights * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y))]
     with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (side - (weights * side).sum(axis=1, keepdims=True) / total for side in (x, y))
+        products = [(weights * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y))]
         return np.asarray(products[0] / np.sqrt(products[1] * products[2]))
