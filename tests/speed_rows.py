@@ -69,7 +69,10 @@ class Made:
                     "draft": draft,
                     "gamma": gamma,
                     "outcome": "violation" if bad else "identical",
-                    "gap_ulps": 40.0 if bad else None,
+                    "gap_ulps": 4e4 if bad else 0.0,
+                    "at": 3 if bad else None,
+                    "miscounted": 0,
+                    "misplaced": 0,
                 }
                 for draft in range(len(self.skills))
                 for gamma in self.gammas
@@ -77,6 +80,10 @@ class Made:
             reference = [(7 * place + number) % 50 for place in range(one.length)]
             row = {"key": f"gate/{one.name}", **one.place, "length": one.length, "reference": reference}
             yield {**row, "outcomes": outcomes}
+            if self.temperature:
+                arms = [(-1, 0), *((draft, gamma) for draft in range(len(self.skills)) for gamma in self.gammas)]
+                found = [{"draft": draft, "gamma": gamma, **one.evidence(draft, gamma)} for draft, gamma in arms]
+                yield {"key": f"sampled/{one.name}", **one.place, "arms": found}
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,28 @@ class Text:
             overlap = [round(0.1 + 0.8 * a, 5) for a in chance] if not made.temperature else chance
             drafts.append({"draft": draft, "agreement": same, "top5": top5, "overlap": overlap, "chance": chance})
         return {"key": f"text/{self.name}", **self.place, "drafts": drafts}
+
+    def evidence(self, draft: int, gamma: int) -> dict[str, Any]:
+        """Sums that an engine which samples rightly leaves, as if its tokens were drawn from the target."""
+        rng = random.Random(f"{self.name}evidence{draft}/{gamma}")
+
+        def martingale(variance: float) -> dict[str, float]:
+            return {"sum": rng.gauss(0, variance**0.5), "var": variance, "up": 1.0, "down": 1.0}
+
+        ranks = [0] * 20
+        for _ in range(self.length):
+            ranks[rng.randrange(20)] += 1
+        found: dict[str, Any] = {"tokens": self.length, "edge": 0, "impossible": 0, "miscounted": 0, "ranks": ranks}
+        found |= {"rarest": min(1 - rng.random() for _ in range(self.length)), "surprise": martingale(self.length / 2)}
+        found |= dict.fromkeys(("likeness", "accepted", "given", "misplaced", "overlap_off", "overlap_gap"))
+        if gamma:
+            drafted, accepted = self.steps(draft, gamma, rng)
+            tested = sum(min(k + 1, d) for d, k in zip(drafted, accepted, strict=True))
+            kept = martingale(0.2 * tested)
+            found |= {"likeness": martingale(0.1 * self.length), "given": {**martingale(0.2 * tested), "noise": 0.0}}
+            seen = {"seen": sum(accepted), "expected": sum(accepted) - kept["sum"], "noise": 0.0}
+            found |= {"accepted": {**kept, **seen}, "misplaced": 0, "overlap_off": 0, "overlap_gap": 0.0}
+        return found
 
     def call_costs(self, made: Made) -> dict[str, Any]:
         rng = random.Random(f"{self.name}cost")

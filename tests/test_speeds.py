@@ -11,7 +11,7 @@ import record_factory as make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectkd_eval import measures, speeds
+from selectkd_eval import lossless, measures, speeds
 from selectkd_eval.errors import InputError
 from selectkd_eval.speeds import Arm
 
@@ -224,5 +224,8 @@ def test_made_up_records_have_the_costs_they_were_made_with(tmp_path: Path) -> N
 
 
 def test_a_record_that_failed_its_gate_has_no_speed(tmp_path: Path) -> None:
-    rows = make.speedup(tmp_path, make.card("KD", 0), violation=True).rows
+    for temperature in (0.0, 1.0):
+        assert lossless.passed(make.speedup(tmp_path, make.card("KD", 0), temperature=temperature).rows)
+    rows = make.speedup(tmp_path, make.card("KD", 1), violation=True).rows
+    assert not lossless.passed(rows)
     assert speeds.arms(rows) == speeds.tasks(rows) == []
