@@ -11,6 +11,7 @@ issue 49036: its `crop` leaves recurrent states as they are), so models with suc
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -59,7 +60,8 @@ class RoomyLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` positions, as transformers counts them."""
-        self.length += tokens_to_remove
+        if self.is_initialized:  # a layer that borrows from another holds nothing
+            self.length += tokens_to_remove
 
 
 def room_for(model: Any, length: int) -> Cache:
@@ -76,6 +78,8 @@ def room_for(model: Any, length: int) -> Cache:
     layers = DynamicCache(config=config).layers
     # By their exact class: those derived from these keep more than keys and values.
     strange = {type(layer).__name__ for layer in layers} - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        strange = {"a state of its own"}
     if strange:
         raise InputError(
             f"the cache of a {config.model_type} model ({', '.join(sorted(strange))}) cannot be taken back after a "
