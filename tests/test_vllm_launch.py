@@ -232,8 +232,9 @@ def test_servers_share_the_memory_of_a_gpu_and_take_what_the_user_set(monkeypatc
         ),
         (
             {"temperature": 1.0, "top_k": 4},
-            '{"num_speculative_tokens": 3, "method": "draft_model", "model": "D"}',
-            "greedy",
+            '{"num_speculative_tokens": 3, "method": "draft_model", "model": "D", '
+            '"draft_sample_method": "probabilistic"}',
+            "tempered",
         ),
         (
             {"temperature": 1.0, "proposer": "ngram"},
@@ -243,7 +244,9 @@ def test_servers_share_the_memory_of_a_gpu_and_take_what_the_user_set(monkeypatc
     ],
     ids=["greedy", "eagle", "sampled", "cut", "ngram"],
 )
-def test_a_draft_is_sampled_only_where_vllm_warps_q_as_p(change: dict[str, object], config: str, how: str) -> None:
+def test_a_draft_is_sampled_where_the_target_is_and_the_gate_is_told_how(
+    change: dict[str, object], config: str, how: str
+) -> None:
     options = SpeedupOptions(engine="vllm", **change)  # type: ignore[arg-type]
     assert speculation(options, "D", 3)[1] == config
     assert proposals(options) == how

@@ -4,9 +4,9 @@ One server per arm, all up at once: a server has one proposer and one draft leng
 are started here, or their addresses are given (`--server plain=URL gamma3=URL`). Token ids go in and come out, so no
 tokenizer stands between, and prefix caches are off, so that a prompt costs as much the second time.
 
-vLLM drafts greedily by default whatever the temperature; above 0 its draft is told to sample from q instead, except
-where top-p or top-k cut p, because vLLM does not cut q with them. Whether its text then has the target's distribution
-is not known here: on a CPU vLLM 0.32 has a fault in this (vllm-project/vllm#55005), which the gate must find.
+vLLM drafts greedily by default whatever the temperature; above 0 its draft is told to sample from q instead, which it
+does at p's temperature but without top-k and top-p. Whether its text then has the target's distribution is not known
+here: on a CPU vLLM 0.32 has a fault in this (vllm-project/vllm#55005), which the gate must find.
 """
 
 from __future__ import annotations
@@ -145,9 +145,12 @@ def check(options: SpeedupOptions) -> None:
 
 
 def proposals(options: SpeedupOptions) -> str:
-    """How the draft chooses its tokens: `sampled` from q, or `greedy`, the likeliest."""
-    sampled = options.temperature > 0 and options.top_p == 1 and options.top_k == 0
-    return "sampled" if sampled and options.proposer != "ngram" and not options.server else "greedy"
+    """How the draft chooses its tokens, in the gate's words: `sampled` from q, `tempered` (sampled from a q that top-k
+    and top-p did not cut), or `greedy`, which is what servers started by somebody else are taken to do.
+    """
+    if options.temperature == 0 or options.proposer == "ngram" or options.server:
+        return "greedy"
+    return "tempered" if options.top_p < 1 or options.top_k else "sampled"
 
 
 def given(servers: Sequence[str], gammas: Sequence[int]) -> dict[tuple[int, int], Endpoint]:
@@ -217,7 +220,7 @@ def speculation(options: SpeedupOptions, draft: str, gamma: int) -> list[str]:
         how |= {"method": "ngram", "prompt_lookup_max": LONGEST, "prompt_lookup_min": SHORTEST}
     else:
         how |= {"method": options.proposer.replace("-", "_"), "model": draft}
-        if proposals(options) == "sampled":
+        if proposals(options) != "greedy":
             how["draft_sample_method"] = "probabilistic"
     return ["--speculative-config", json.dumps(how), "--per-request-spec-decode-metrics", "detailed"]
 
