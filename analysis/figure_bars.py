@@ -2,7 +2,7 @@
 
 The bars start at 0. Their intervals overlap even where the paired difference excludes 0, so the differences have
 their own panel: filled when the 95 % interval excludes 0, open when it contains it. Stands for the paper's
-Figure 1, and for Tables 1, 2 and 5 as pictures.
+Figure 1, and for Tables 1 and 2 as pictures.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis import speed
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.pass_columns import Column
-from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, ink, look
+from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, look
 from analysis.table_ir import number, signed
 from selectkd_eval.errors import InputError
-from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
 CROWD = 10  # more bars than this in a panel do not have room for words
@@ -62,76 +60,6 @@ def rates(library: Library, kind: str, resamples: int) -> Drawing:
     )
     alt = _sentences(grid, _WORDS[kind][0])
     return Drawing(kind, figure, caption, alt, data)
-
-
-def speedups(library: Library, resamples: int) -> Drawing:
-    """Speed-up and acceptance of every draft by draft length; other prompts or targets stand apart."""
-    if not library.of("speedup"):
-        raise InputError("the speedup figure needs speedup records: run `selectkd-eval speedup` first")
-    sets = speed.speed_sets(library)
-    groups: dict[str, dict[Method, dict[str, Estimate]]] = {}
-    doubts: dict[str, str] = {}
-    for chosen in sets:
-        apart = "\n" + speed.differing(sets, chosen).replace(", ", "\n") if len(sets) > 1 else ""
-        kept = {method: found for method, found in chosen.drafts.items() if not speed.changed(found)}
-        for method, found in kept.items():
-            if why := speed.doubt(found, resamples):
-                doubts[f"{library.label(method)}{apart}"] = why
-        for arm in chosen.arms:
-            timed = {method: _timed(found, arm, resamples) for method, found in kept.items()}
-            if any(timed.values()):
-                groups[f"γ = {speed.length(arm)}{apart}"] = {method: e for method, e in timed.items() if e}
-    if not groups:
-        raise InputError("every speedup record's text changed under speculation, so there is no speed-up to draw")
-    methods = sorted({method for group in groups.values() for method in group}, key=lambda method: method.order)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.6))
-    slot = 0.84 / max(len(group) for group in groups.values())
-    for j, (at, group) in enumerate(groups.items()):
-        for i, (method, made) in enumerate(group.items()):
-            style = look(method)
-            x = j + (i - (len(group) - 1) / 2) * slot
-            doubtful = library.label(method) + at.removeprefix(at.split("\n")[0]) in doubts
-            _bar(left, x, 0.9 * slot, made["speed"], style, "×", turned=len(methods) > 3, suffix="?" * doubtful)
-            for name, side in (("alpha", -0.14), ("block", 0.14)):
-                face = ink(style) if name == "alpha" else "white"
-                _point(right, x + side * slot, made[name], style.marker, face, ink(style))
-    left.axhline(1, color=INK, linewidth=0.7, linestyle=":")
-    left.set_ylabel("speed-up over plain decoding")
-    right.set_ylabel("acceptance")
-    right.set_ylim(0, 1.03)
-    for axis in (left, right):
-        axis.set_xticks(range(len(groups)), list(groups), fontsize=7.5 if len(groups) < 4 else 6)
-        axis.set_xlim(-0.6, len(groups) - 0.4)
-    right.set_title("filled: accepted / tested, open: accepted / drafted")
-    left.set_title("end to end, with 95 % intervals over prompts")
-    handles = [_patch(method, library.label(method)) for method in methods]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
-    return Drawing("speedup", figure, *_speed_words(library, groups, doubts))
-
-
-def _timed(found: list[Record], arm: str, resamples: int) -> dict[str, Estimate]:
-    terms = {"speed": speed.speedup(found, arm)}
-    terms |= {name: speed.acceptance(found, arm, name) for name in ("alpha", "block")}
-    return {name: part.estimate(resamples) for name, part in terms.items()} if terms["speed"].den.sum() else {}
-
-
-def _speed_words(
-    library: Library, groups: dict[str, dict[Method, dict[str, Estimate]]], doubts: dict[str, str]
-) -> tuple[str, str, dict[str, Any]]:
-    """Caption, text alternative and numbers of the speed figure."""
-    words: list[str] = []
-    data: dict[str, Any] = {}
-    for at, group in groups.items():
-        for method, made in group.items():
-            place = f"{library.label(method)}, {at.replace(chr(10), ', ')}"
-            words.append(f"{place}: ×{number(made['speed'].value, 2)}")
-            data[place] = {name: _plain(estimate) for name, estimate in made.items()}
-    unsettled = "".join(f" {who.replace(chr(10), ', ')} (?): {why}." for who, why in doubts.items())
-    caption = (
-        "Speculative decoding: seconds of plain decoding over seconds with the draft, and acceptance of drafted "
-        f"tokens under its two usual definitions. The text is the same in both.{unsettled}"
-    )
-    return caption, f"Speed-up: {'; '.join(words)}.{unsettled}", data
 
 
 def _against(crowded: bool) -> str:
@@ -207,9 +135,7 @@ def _bar(
     width: float,
     estimate: Estimate,
     style: Any,
-    prefix: str = "",
     turned: bool = False,
-    suffix: str = "",
 ) -> None:
     errors = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
     axis.bar(
@@ -224,7 +150,7 @@ def _bar(
         error_kw=ERROR,
     )
     axis.annotate(
-        prefix + number(estimate.value, 2 if prefix else 1) + suffix,
+        number(estimate.value, 1),
         (x, 0),
         (0, 3),
         textcoords="offset points",

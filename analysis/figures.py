@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from analysis import figure_bars, figure_landscape, figure_training
+from analysis import figure_bars, figure_landscape, figure_speed, figure_training
 from analysis.load import Library, library
 from analysis.protocols import one_protocol
 from analysis.style import Drawing, close, save, settle, styled
@@ -18,7 +18,7 @@ from selectkd_eval.verbs import FigureOptions
 FIGURES: dict[str, Callable[[Library, int], Drawing]] = {
     "passk": lambda records, resamples: figure_bars.rates(records, "passk", resamples),
     "winrate": lambda records, resamples: figure_bars.rates(records, "winrate", resamples),
-    "speedup": figure_bars.speedups,
+    "speedup": figure_speed.speedups,
     "training": lambda records, resamples: figure_training.training(records),
     "tar": figure_training.tar,
     "landscape": lambda records, resamples: figure_landscape.landscape(records),

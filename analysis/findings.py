@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis import speed
+from analysis import speed_words
 from analysis.acceptance import tar_sets
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.pass_columns import Column
-from analysis.table_ir import number, signed
+from analysis.table_ir import number, signed, verdict
 from selectkd_eval import measures, stats, win_rates
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
@@ -33,7 +33,7 @@ def findings(library: Library, resamples: int) -> list[str]:
         *_pass_lines(Grid(library, "passk", resamples)),
         *_win_lines(Grid(library, "winrate", resamples)),
         *_tar_lines(library, resamples),
-        *_speed_lines(library, resamples),
+        *speed_words.lines(library, resamples),
     ]
 
 
@@ -44,7 +44,7 @@ def differences(library: Library, resamples: int) -> list[str]:
     for column in wins.columns:
         here = [method for method in wins.methods if wins.terms(column, method) is not None]
         lines += _against_references(wins, column, here, "win rate")
-    return lines
+    return lines + speed_words.differences(library, resamples)
 
 
 def _pass_lines(grid: Grid) -> list[str]:
@@ -74,7 +74,7 @@ def _win_lines(grid: Grid) -> list[str]:
             value = grid.estimate(column, method)
             if value is None or math.isnan(value.value):
                 continue
-            word = _verdict(value, 0.5, ("wins", "loses", "not settled"))
+            word = verdict(value, 0.5, ("wins", "loses", "not settled"))
             parts.append(f"{grid.library.label(method)} {_percent(value)} of {value.n:,} prompts decided ({word})")
         rule = win_rates.TIES[str(column.get("ties"))]
         if parts:
@@ -98,7 +98,7 @@ def _compared(grid: Grid, column: Column, a: Method, b: Method, word: str) -> li
     if found is None or left is None or right is None or math.isnan(found[0].value):
         return []
     points = found[0].scaled(100)
-    verb = _verdict(points, 0.0, ("beats", "is worse than", "is not told apart from"))
+    verb = verdict(points, 0.0, ("beats", "is worse than", "is not told apart from"))
     label, likelihood = grid.library.label, column.get("judge_kind") == "likelihood"
     seeds = len(grid.seeds(column, a))
     return [
@@ -120,7 +120,7 @@ def _tar_lines(library: Library, resamples: int) -> list[str]:
                 continue
             first, last = (found.points[method, step]["alpha"] for step in (steps[0], steps[-1]))
             change, _ = measures.delta(last, first, resamples)
-            verb = _verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
+            verb = verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
             parts.append(
                 f"{library.label(method)} {verb} from {number(first.value, 3)} at step {steps[0]} to "
                 f"{number(last.value, 3)} at step {steps[-1]} ({_signed_interval(change, 3)})"
@@ -129,42 +129,6 @@ def _tar_lines(library: Library, resamples: int) -> list[str]:
             n = len(next(iter(found.points.values()))["alpha"].prompts)
             lines.append(f"Acceptance α = 1 − TV on {found.text}, n = {n:,} prompts: {'; '.join(parts)}.")
     return lines
-
-
-def _speed_lines(library: Library, resamples: int) -> list[str]:
-    """The best draft length of every draft, with the definition of its acceptance; no claim on a doubtful clock."""
-    lines, told = [], []
-    for chosen in speed.speed_sets(library):
-        parts = []
-        for method, found in chosen.drafts.items():
-            name, best = library.label(method), speed.best_arm(chosen, found)
-            if count := speed.changed(found):
-                changed = f"changed the text on {count} prompts, so no speed-up is given"
-                lines.append(f"{name} as a draft for {chosen.target} {changed}.")
-            elif best:
-                parts.append(f"{name} {_speed(found, best, resamples)}")
-        if parts:
-            on = f"{chosen.target}, {', '.join(chosen.words[1:])}"
-            told.append(f"Speculative decoding of {on}; text unchanged, best draft length: {'; '.join(parts)}.")
-    return lines + told
-
-
-def _speed(found: list[Record], arm: str, resamples: int) -> str:
-    value = speed.speedup(found, arm).estimate(resamples)
-    accepted = speed.acceptance(found, arm, "alpha").estimate(resamples)
-    word = speed.doubt(found, resamples) or _verdict(value, 1.0, ("faster", "slower", "not settled"))
-    interval = f"[{number(value.low, 2)}, {number(value.high, 2)}]"
-    return (
-        f"×{number(value.value, 2)} {interval} at γ = {speed.length(arm)}, accepted / tested "
-        f"{number(accepted.value, 3)}, n = {value.n:,} ({word})"
-    )
-
-
-def _verdict(estimate: Estimate, null: float, words: tuple[str, str, str]) -> str:
-    """Above, below or not settled: the interval decides, never the value alone."""
-    if not estimate.excludes(null):
-        return words[2]
-    return words[0] if estimate.low > null else words[1]
 
 
 def _percent(estimate: Estimate) -> str:

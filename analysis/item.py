@@ -1,7 +1,8 @@
 """What happened to one item? A row of any record in full: `show RECORD --item ID`.
 
 Short fields stand on a line each, texts as blocks with their own line breaks, so that an answer can be read beside its
-verdict. Whoever prints the lines spells out what a terminal would obey (`terminal.visible`).
+verdict; of a list of runs each has a line, of a long list of numbers its beginning is shown. Whoever prints the lines
+spells out what a terminal would obey (`terminal.visible`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from selectkd_eval.terminal import visible
 
 _SHORT = 80  # characters of a text that still stands on one line
 _LISTED = 50  # keys listed when several match
+_CUT = 12  # numbers of a list (a trace step by step) that are shown
 # The order in which a person asks: which item, what was said, what was made of it, what should it have been.
 _FIRST = ("key", "task", "problem", "prompt", "seed", "sample", "order", "arm", "rep", "prompt_sha256")
 _LAST = (
@@ -88,9 +90,26 @@ def _field(name: str, value: Any, indent: str = "") -> Iterator[str]:
         ending = "" if value.endswith("\n") else ", no line end"
         yield f"{indent}{name} ({len(value):,} characters{ending}):"
         yield from (f"{indent}  | {line}" for line in (lines[:-1] if value.endswith("\n") else lines))
+    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        yield f"{indent}{name} ({len(value):,}):"
+        yield from (
+            f"{indent}  - {', '.join(f'{part} {_brief(inner)}' for part, inner in one.items())}" for one in value
+        )
+    elif isinstance(value, list):
+        yield f"{indent}{name}: {_brief(value)}"
     else:
         text = value if isinstance(value, str) else canonical(value)
         yield f"{indent}{name}: {text}" if text else f"{indent}{name}: (empty)"
+
+
+def _brief(value: Any) -> str:
+    """A value on one line; of a long list of numbers the beginning and the count. `--rows` has it whole."""
+    numbers = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+    if numbers and len(value) > _CUT:
+        return f"[{','.join(map(canonical, value[:_CUT]))},... {len(value):,} in all]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else canonical(value)
 
 
 def _told(row: Mapping[str, Any]) -> str:

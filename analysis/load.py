@@ -58,7 +58,7 @@ _BASES = (
 )
 _VERIFIERS = ("none", "hellinger", "top-k", "spec-k")
 _ROLES = ("teacher", "start", "model", "student")
-_MEASURED = {"passk": "model", "regrade": "model", "winrate": "candidate", "speedup": "draft"}
+_MEASURED = {"passk": ("model",), "regrade": ("model",), "winrate": ("candidate", "baseline"), "speedup": ("drafts",)}
 LIKELIHOOD_NOTE = "a likelihood under a local model, not a human or LLM preference; it rewards bland text"
 
 
@@ -251,11 +251,9 @@ class Library:
 
     def _cards(self) -> Iterator[Card]:
         for record in self.records:
-            facts = record.facts
-            if record.verb in _MEASURED:
-                yield facts.get(_MEASURED[record.verb]) or {}
-            if record.verb == "winrate":
-                yield facts.get("baseline") or {}
+            for name in _MEASURED.get(record.verb, ()):
+                found = record.facts.get(name) or {}
+                yield from found if isinstance(found, list) else [found]
 
     @cached_property
     def _ambiguous(self) -> set[tuple[str, tuple[tuple[str, Any], ...]]]:

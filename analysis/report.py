@@ -20,6 +20,7 @@ from analysis.files import put
 from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
 from analysis.protocols import protocols, under
+from analysis.speed_explanation import explained_table
 from analysis.style import close, encode
 from analysis.summary import one_screen
 from analysis.tables import JUDGED, build
@@ -134,6 +135,8 @@ def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Marku
         for part in _by_protocol(records) if number in JUDGED else [records]:
             try:
                 made.append(Markup(writers.html(build(number, part, resamples))))
+                if number == 5 and (why := explained_table(part, resamples)):
+                    made.append(Markup(writers.html(why)))
             except InputError as error:
                 left_out.append(f"Table {number}: {error}")
     return made

@@ -17,7 +17,7 @@ from analysis import pass_columns
 from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
-from selectkd_eval import measures, passk_table, win_rates
+from selectkd_eval import measures, passk_table, speed_summary, win_rates
 from selectkd_eval.records import Record, canonical, read
 from selectkd_eval.stats import Estimate
 from selectkd_eval.terminal import visible
@@ -50,8 +50,8 @@ def lines(record: Record) -> Iterator[str]:
     yield f"made by: {_maker(header)}"
     if record.finished and (found := list(numbers(record))):
         yield "numbers, with 95 % intervals:"
-        # The table of a pass@k record is as wide as a screen already.
-        indent = "" if record.verb in pass_columns.VERBS else "  "
+        # The tables of pass@k and speed-up records are as wide as a screen already.
+        indent = "" if record.verb in (*pass_columns.VERBS, "speedup") else "  "
         yield from (f"{indent}{line}" for line in found)
 
 
@@ -84,13 +84,7 @@ def _tar(record: Record) -> Iterator[str]:
 
 
 def _speedup(record: Record) -> Iterator[str]:
-    gate = measures.lossless_counts(record.rows)
-    yield f"text: {', '.join(f'{count} {word}' for word, count in gate.items())}"
-    for arm in measures.speedup_arms(record.rows):
-        # A draft that changes the text has no speed-up, only a count of changes.
-        speed = "none" if gate["violation"] else _plain(measures.speedup(record.rows, arm).estimate(), 2)
-        accepted = measures.acceptance(record.rows, arm, "alpha").estimate()
-        yield f"{arm}: speed-up {speed}, accepted / tested {_plain(accepted, 3)}"
+    yield from speed_summary.lines(record.facts, record.rows)
 
 
 def _landscape(record: Record) -> Iterator[str]:

@@ -93,6 +93,7 @@ _FAMILIES = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#222222"),
     *("#882255", "#117733", "#999933", "#AA4499", "#332288", "#661100", "#6699CC"),
 )
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "p", "h", "8", "d", "H")
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -116,6 +117,27 @@ def looks(methods: Sequence[Method]) -> dict[Method, Look]:
         for method in shown:
             colour = _FAMILIES[families.index(method.family) % len(_FAMILIES)]
             found[method] = found[method]._replace(colour=colour)
+    return found
+
+
+def told_apart(methods: Sequence[Method]) -> dict[Method, Look]:
+    """`looks` for points and lines, with no two alike: models that were not trained here differ too, and every marker
+    can be filled.
+    """
+    found = looks(methods)
+    taken: set[str] = set()
+    markers: set[str] = set()
+    # Students keep the colours that they have in every other figure.
+    for method in sorted(methods, key=lambda method: (method.role != "student", method.role != "start")):
+        style = found[method]
+        colour, marker = ink(style), "X" if style.marker == "x" else style.marker
+        if colour in taken:
+            colour = next((other for other in _FAMILIES if other not in taken), colour)
+        if marker in markers:
+            marker = next((other for other in _MARKERS if other not in markers), marker)
+        taken.add(colour)
+        markers.add(marker)
+        found[method] = style._replace(colour=colour, marker=marker)
     return found
 
 

@@ -15,6 +15,7 @@ from analysis.findings import differences
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.table_ir import number
+from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
 
 _WIDTH = 100  # characters of a line
@@ -48,22 +49,29 @@ def _columns(library: Library, resamples: int) -> Iterator[tuple[str, Mapping[Me
         last = {method: max(found.steps(method), default=None) for method in found.methods}
         estimates = {m: found.points[m, step]["alpha"].estimate(resamples) for m, step in last.items()}
         yield f"α {found.text.split(':')[0]}", {method: _cell(e, 3) for method, e in estimates.items() if e}
-    speeds = dict(_speeds(library, resamples))
-    if speeds:
-        yield "speed-up as draft", speeds
+    sets = _speed_sets(library)
+    for chosen in sets:
+        of = f" ({speed.differing(sets, chosen)})" if len(sets) > 1 else ""
+        if speeds := dict(_speeds(chosen, resamples)):
+            yield f"speed-up as draft{of}", speeds
 
 
-def _speeds(library: Library, resamples: int) -> Iterator[tuple[Method, str]]:
+def _speeds(chosen: speed.SpeedSet, resamples: int) -> Iterator[tuple[Method, str]]:
     """The best draft length of every draft whose text was unchanged; a clock in doubt is marked with ?."""
-    for chosen in speed.speed_sets(library):
-        for method, found in chosen.drafts.items():
-            best = speed.best_arm(chosen, found)
-            if best and not speed.changed(found):
-                mark = "?" if speed.doubt(found, resamples) else ""
-                yield (
-                    method,
-                    f"×{_cell(speed.speedup(found, best).estimate(resamples), 2)} γ={speed.length(best)}{mark}",
-                )
+    for method, found in chosen.drafts.items():
+        best = speed.best_way(chosen, found)
+        if best and not speed.refused(found):
+            mark = "?" if speed.doubt(found, resamples) else ""
+            value = speed.speedup(found, best).estimate(resamples)
+            yield method, f"×{_cell(value, 2)} γ={best.gamma}{mark}"
+
+
+def _speed_sets(library: Library) -> list[speed.SpeedSet]:
+    """None where a record cannot be read: the sentences say why."""
+    try:
+        return speed.speed_sets(library)
+    except InputError:
+        return []
 
 
 def _notes(library: Library, resamples: int) -> Iterator[str]:
@@ -71,7 +79,7 @@ def _notes(library: Library, resamples: int) -> Iterator[str]:
     judges = sorted({str(card.get("name")) for card in cards if card.get("kind") == "likelihood"})
     judged = f" Judge: {', '.join(judges)}, {LIKELIHOOD_NOTE}." if judges else ""
     yield f"[ ] 95 % intervals over prompts.{judged}"
-    if any(speed.doubt(found, resamples) for chosen in speed.speed_sets(library) for found in chosen.drafts.values()):
+    if any(speed.doubt(found, resamples) for chosen in _speed_sets(library) for found in chosen.drafts.values()):
         yield "? plain decoding timed twice differs from itself: not settled; time it again on an idle machine"
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from selectkd_eval.stats import Estimate, holm
 
 MISSING = "—"
-UNSURE = "°"  # the interval of the difference contains 0
+UNSURE = "°"  # the interval of the difference contains 0, that of the ratio 1
 HOLDS = "*"  # Holm-adjusted p < .05
 Style = Literal["plain", "best", "second", "delta", "unsure", "mark", "interval"]
 
@@ -29,7 +29,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry: a number in display units, or a word. An empty cell is a missing value."""
+    """One entry: a number in display units, or a word. An empty cell is a missing value.
+
+    `ratio` says that the delta is a ratio to the base's number, not a difference.
+    """
 
     value: Estimate | None = None
     text: str = ""
@@ -39,6 +42,7 @@ class Cell:
     digits: int = 2
     interval_digits: int = 1
     prefix: str = ""
+    ratio: bool = False
     best: bool = False
     second: bool = False
     seeds: tuple[tuple[int | None, float], ...] = ()
@@ -61,11 +65,14 @@ class Cell:
         assert self.value is not None
         spans = [Span(self.printed, "best" if self.best else "second" if self.second else "plain")]
         if self.delta is not None and not math.isnan(self.delta.value):
-            unsure = not self.delta.excludes(0)
-            spans.append(Span(f" ({signed(self.delta.value, self.digits)})", "unsure" if unsure else "delta"))
+            unsure = not self.delta.excludes(1 if self.ratio else 0)
+            value = self.delta.value
+            told = f"×{number(value, self.digits)}" if self.ratio else signed(value, self.digits)
+            spans.append(Span(f" ({told})", "unsure" if unsure else "delta"))
             if unsure or self.p_holm < 0.05:
                 spans.append(Span(UNSURE if unsure else HOLDS, "mark"))
-        spans.append(Span(interval(self.value, self.interval_digits), "interval"))
+        if not math.isnan(self.value.low):
+            spans.append(Span(interval(self.value, self.interval_digits), "interval"))
         return spans
 
 
@@ -127,6 +134,13 @@ def signed(value: float, digits: int) -> str:
 def interval(estimate: Estimate, digits: int) -> str:
     """The 95 % interval in brackets."""
     return f"[{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
+
+
+def verdict(estimate: Estimate, null: float, words: tuple[str, str, str]) -> str:
+    """Above, below or not settled: the interval decides, never the value alone."""
+    if not estimate.excludes(null):
+        return words[2]
+    return words[0] if estimate.low > null else words[1]
 
 
 def finish(table: Table) -> Table:

@@ -15,8 +15,10 @@ from analysis import writers
 from analysis.files import put
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method, library
+from analysis.paper import published
 from analysis.pass_columns import Column, outcomes
 from analysis.protocols import one_protocol, protocols
+from analysis.speed_explanation import explained_table
 from analysis.speed_table import speed_table
 from analysis.table_ir import Block, Cell, Row, Table, finish, number
 from analysis.table_ir import Column as TableColumn
@@ -37,10 +39,13 @@ def run(options: TableOptions) -> int | None:
     records = library(options.records)
     if options.number in JUDGED:
         records = one_protocol(records, options.protocol)
-    table = build(options.number, records, options.resamples)
-    for path in write(table, options.out):
-        print(f"wrote {path}", file=sys.stderr)
-    print(writers.markdown(table), end="")
+    made = [build(options.number, records, options.resamples, paper=options.paper)]
+    if options.number == 5 and (why := explained_table(records, options.resamples)):
+        made.append(why)
+    for table in made:
+        for path in write(table, options.out):
+            print(f"wrote {path}", file=sys.stderr)
+    print("\n".join(map(writers.markdown, made)), end="")
     return None
 
 
@@ -50,15 +55,16 @@ def write(table: Table, out: Path) -> list[Path]:
     return [put(out / f"{table.name}{suffix}", writer(table)) for suffix, writer in kinds]
 
 
-def build(number: int, records: Library, resamples: int) -> Table:
-    """Table `number` of the paper from these records; an InputError when they hold nothing for it, or when their win
-    rates follow several protocols.
+def build(number: int, records: Library, resamples: int, *, paper: bool = False) -> Table:
+    """Table `number` of the paper from these records, with `paper` beside the published numbers; an InputError when
+    they hold nothing for it, or when their win rates follow several protocols.
     """
+    printed = published(number) if paper else []
     builders: dict[int, Callable[[Library, int], Table]] = {
         1: win_rate_table,
         2: pass_table,
         4: lambda records, resamples: ablation_table(records, resamples, 4),
-        5: speed_table,
+        5: lambda records, resamples: speed_table(records, resamples, printed),
         6: lambda records, resamples: ablation_table(records, resamples, 6),
     }
     if number == 3:

@@ -251,6 +251,7 @@ def _cell_json(cell: Cell) -> dict[str, Any] | None:
         "second": cell.second,
         "seeds": [{"seed": seed, "value": value} for seed, value in cell.seeds],
         "records": list(cell.records),
+        **({"ratio": True} if cell.ratio else {}),  # the delta is one
     }
 
 

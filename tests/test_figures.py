@@ -72,7 +72,7 @@ def test_every_figure_says_in_words_what_it_shows(drawings: dict[str, Drawing]) 
 
 
 def test_bars_start_at_zero(drawings: dict[str, Drawing]) -> None:
-    for name in ("passk", "winrate", "speedup"):
+    for name in ("passk", "winrate"):
         assert drawings[name].figure.axes[0].get_ylim()[0] == 0
 
 

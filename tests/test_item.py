@@ -112,6 +112,21 @@ def test_every_verbs_rows_can_be_shown(tmp_path: Path, kind: str) -> None:
         assert len(lines) >= len(row)
 
 
+def test_runs_stand_on_a_line_each_and_their_traces_are_cut(tmp_path: Path) -> None:
+    made = make.speedup(tmp_path, make.card("KD", 0), n=2)
+    row = next(row for row in made.rows if row["key"] == "time/p0")
+    lines = list(item_lines(made, "time/p0"))
+    at = lines.index(f"runs ({len(row['runs'])}):")
+    shown = lines[at + 1 : at + 1 + len(row["runs"])]
+    assert all(line.startswith("  - rep ") for line in shown)
+    trace = next(run["drafted_per_step"] for run in row["runs"] if len(run["drafted_per_step"]) > 12)
+    cut = ",".join(map(str, trace[:12]))
+    assert any(f"drafted_per_step [{cut},... {len(trace)} in all]" in line for line in shown)
+    gate = list(item_lines(made, "gate/p0"))
+    assert "outcomes (2):" in gate
+    assert "  - draft 0, gamma 3, outcome identical, gap_ulps null" in gate
+
+
 def test_an_unfinished_records_failure_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = make.passk_facts(make.card("KD", 0), {"t": make.task_facts("t")})
     rows = [{"key": "t/a/0/0", "task": "t", "problem": "a", "error": "refused\x1b[0m"}]

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import record_factory as make
 
-from analysis import speed, tables
+from analysis import speed, speed_words, tables
 from analysis.figures import draw
 from analysis.findings import findings
 from analysis.load import library
+from analysis.speed import Way
 from analysis.style import close
+from analysis.summary import one_screen
+from selectkd_eval import speeds
+from selectkd_eval.errors import InputError
+from selectkd_eval.records import Record
 
 RESAMPLES = 200
 
 
-def sentences(where: Path) -> list[str]:
-    return [line for line in findings(library(where), RESAMPLES) if line.startswith("Speculative decoding")]
+def sentences(where: Path, start: str = "Speculative decoding") -> list[str]:
+    return [line for line in findings(library(where), RESAMPLES) if line.startswith(start)]
 
 
-def drawn(where: Path) -> tuple[str, dict[str, dict[str, dict[str, float]]], list[str]]:
+def drawn(where: Path) -> tuple[str, dict[str, Any], list[str]]:
+    """The figure's caption, its numbers and the names of its rows."""
     drawing = draw("speedup", library(where), RESAMPLES)
     close(drawing)
-    values = [text.get_text() for axis in drawing.figure.axes for text in axis.texts]
-    return drawing.caption, drawing.data, values
+    names = [label.get_text() for axis in drawing.figure.axes for label in axis.get_yticklabels()]
+    return drawing.caption, drawing.data, [name for name in names if "γ" in name]
+
+
+def change(record: Record, **facts: Any) -> None:
+    """Header facts of a record, as another run would have written them."""
+    head, *rest = record.path.read_text().splitlines(keepends=True)
+    header = json.loads(head)
+    header["facts"] |= facts
+    record.path.write_text(json.dumps(header) + "\n" + "".join(rest))
 
 
 def test_other_prompts_are_never_pooled_with_these(tmp_path: Path) -> None:
@@ -38,16 +54,27 @@ def test_other_prompts_are_never_pooled_with_these(tmp_path: Path) -> None:
     assert len({block.title for block in blocks}) == 6
     assert len(sentences(tmp_path)) == 3
     _, data, _ = drawn(tmp_path)
-    assert sorted(numbers["speed"]["n"] for numbers in data.values()) == [10, 10, 10, 10, 20, 20]
+    assert sorted(numbers["speed"]["n"] for name, numbers in data.items() if "predicted" not in name) == sorted(sizes)
 
 
-def test_sets_that_differ_in_their_digest_alone_have_different_titles(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"engine": {"name": "transformers", "version": "5"}}, "engine transformers"),
+        ({"engine": {"name": "reference", "version": "another"}}, "engine version another"),
+        ({"temperature": 1.0, "top_k": 20}, "temperature 1, top-k 20"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"threads": 2}, "threads 2"),
+        ({"prompts": {"name": "mini-gsm", "n": 12, "sha256": "f" * 64}}, "prompts ffffffff"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_another_setting_is_another_block(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
     make.speedup(tmp_path, make.card("KD", 0))
-    other = make.speedup(tmp_path, make.card("KD", 1))
-    other.path.write_text(other.path.read_text().replace(make.digest("mini-gsm12"), "f" * 64))
+    change(make.speedup(tmp_path, make.card("KD", 1)), **changed)
     titles = [block.title for block in tables.build(5, library(tmp_path), RESAMPLES).blocks]
     assert len(set(titles)) == len(titles) == 4
-    assert "prompts ffffffff" in " ".join(titles)
+    assert sum(said in title for title in titles) == 2
 
 
 def test_training_seeds_of_a_draft_are_one_number(tmp_path: Path) -> None:
@@ -58,8 +85,64 @@ def test_training_seeds_of_a_draft_are_one_number(tmp_path: Path) -> None:
     ((_, found),) = chosen.drafts.items()
     assert len(found) == 2
     assert line.count("KD ×") == 1
+    pooled, parts = speed.speedup(found, Way(1, 5)), [speed.speedup([one], Way(1, 5)) for one in found]
+    assert pooled.value == pytest.approx(sum(p.num.sum() for p in parts) / sum(p.den.sum() for p in parts))
     _, data, _ = drawn(tmp_path)
-    assert data["KD, γ = 5"]["speed"]["value"] == pytest.approx(speed.speedup(found, "gamma5").value)
+    assert data["KD, γ = 5"]["speed"]["value"] == pytest.approx(pooled.value)
+
+
+def test_seeds_in_one_record_and_in_records_of_their_own_are_the_same_method(tmp_path: Path) -> None:
+    make.speedup(tmp_path, [make.card("KD", seed) for seed in (0, 1)])
+    (chosen,) = speed.speed_sets(library(tmp_path))
+    ((_, found),) = chosen.drafts.items()
+    assert [(one.place, one.card["seed"]) for one in found] == [(0, 0), (1, 1)]
+    rows = found[0].record.rows
+    each = [speeds.speedup(rows, one.arm(Way(1, 3))).value for one in found]
+    assert speed.by_seed(found, Way(1, 3)) == ((0, each[0]), (1, each[1]))
+
+
+def test_the_ratio_of_two_drafts_is_that_of_their_seconds(tmp_path: Path) -> None:
+    """Both are held against the same plain decoding, which cancels."""
+    record = make.speedup(tmp_path, [make.card("SFT-control", 0), make.card("KD", 0)])
+    (chosen,) = speed.speed_sets(library(tmp_path))
+    control, kd = chosen.drafts
+    found = speed.compared(chosen, kd, control, Way(1, 3), RESAMPLES)
+    assert found is not None
+    spent = {}
+    for draft in (0, 1):
+        arm = speeds.Arm(draft, 3)
+        spent[draft] = sum(seconds for row in speeds.timed(record.rows) if (seconds := speeds.seconds(row, arm)))
+    assert found[0].value == pytest.approx(spent[0] / spent[1])
+    same, _ = speeds.compared(record.rows, speeds.Arm(1, 3), speeds.Arm(0, 3), resamples=RESAMPLES)
+    assert (found[0].low, found[0].high) == pytest.approx((same.low, same.high))
+
+
+def test_drafts_are_held_against_the_student_they_were_trained_from(tmp_path: Path) -> None:
+    drafts = [make.card("KD", 0), make.card("SFT-control", 0), make.card("Start")]
+    make.speedup(tmp_path, drafts[:2], n=10)
+    (chosen,) = speed.speed_sets(library(tmp_path))
+    assert chosen.reference.label == "SFT-control"  # the first of the order
+    make.train(tmp_path, make.card("KD", 0))  # which says who the student before was
+    make.speedup(tmp_path, drafts, n=12)
+    chosen = next(one for one in speed.speed_sets(library(tmp_path)) if "n = 12" in one.words)
+    assert chosen.reference.role == "start"
+
+
+def test_a_sentence_says_faster_only_where_the_interval_does(tmp_path: Path) -> None:
+    """The drafts are made to agree with the target more, as often, and less than the first."""
+    names = ("KD", "GKD", "TAID", "AKL")
+    make.speedup(tmp_path, [make.card(name, 0) for name in names], skills=[0.6, 0.9, 0.6, 0.2], costs=[0.1] * 4)
+    said = " ".join(sentences(tmp_path, "As a draft"))
+    assert "As a draft GKD is faster than KD: ×1." in said
+    assert "As a draft TAID is not told apart from KD" in said
+    assert "As a draft AKL is slower than KD: ×0." in said
+
+
+def test_a_gate_is_held_against_its_base_too(tmp_path: Path) -> None:
+    make.speedup(tmp_path, [make.card(name, 0) for name in ("SFT-control", "KD", "KD + Spec-k")])
+    said = sentences(tmp_path, "As a draft KD + Spec-k")
+    assert [line.split(":")[0].rpartition("than ")[2].rpartition("from ")[2] for line in said] == ["SFT-control", "KD"]
+    assert all(line in " ".join(one_screen(library(tmp_path), RESAMPLES).split()) for line in said)
 
 
 def test_a_clock_that_disagrees_with_itself_settles_nothing(tmp_path: Path) -> None:
@@ -70,12 +153,22 @@ def test_a_clock_that_disagrees_with_itself_settles_nothing(tmp_path: Path) -> N
     assert "timing not settled: plain decoding timed twice differs from itself, ×1.2" in kd
     assert "faster" not in kd
     assert "(faster)" in control
-    notes = {note.split(":")[0]: note for note in tables.build(5, library(tmp_path), RESAMPLES).notes}
-    assert "this timing is not settled" in notes["KD"]
-    assert "not settled" not in notes["SFT-control"]
-    caption, _, values = drawn(tmp_path)
+    (compared,) = sentences(tmp_path, "As a draft")
+    assert "timing not settled" in compared and "faster" not in compared and "slower" not in compared
+    notes = [note for note in tables.build(5, library(tmp_path), RESAMPLES).notes if "timed twice" in note]
+    assert ["this timing is not settled" in note for note in notes] == [note.startswith("KD: ") for note in notes]
+    assert len(notes) == 2
+    caption, _, names = drawn(tmp_path)
     assert "KD (?): timing not settled" in caption
-    assert [value.endswith("?") for value in values] == [False, True, False, True]
+    assert [name.endswith("?") for name in names] == [False, False, True, True]
+    assert "γ=5?" in one_screen(library(tmp_path), RESAMPLES)
+
+
+def test_drafts_of_one_run_share_its_clock(tmp_path: Path) -> None:
+    make.speedup(tmp_path, [make.card("KD", 0), make.card("SFT-control", 0)], drift=1.2)
+    (chosen,) = speed.speed_sets(library(tmp_path))
+    (note,) = speed_words.clock(chosen, library(tmp_path), RESAMPLES)
+    assert note.startswith("Plain decoding timed twice gives ×1.2")
 
 
 def test_a_draft_that_changed_the_text_under_one_seed_has_no_speedup(tmp_path: Path) -> None:
@@ -83,3 +176,49 @@ def test_a_draft_that_changed_the_text_under_one_seed_has_no_speedup(tmp_path: P
     make.speedup(tmp_path, make.card("KD", 1), violation=True)
     assert sentences(tmp_path) == []
     assert "changed the text on 1 prompts" in " ".join(findings(library(tmp_path), RESAMPLES))
+    with pytest.raises(InputError, match="no speed-up to draw"):
+        draw("speedup", library(tmp_path), RESAMPLES)
+
+
+def test_a_draft_beside_one_that_changed_the_text_was_not_timed(tmp_path: Path) -> None:
+    record = make.speedup(tmp_path, [make.card("KD", 0), make.card("GKD", 0)], violation=True)
+    lines = record.path.read_text().splitlines()
+    for place, line in enumerate(lines):
+        row = json.loads(line)
+        for one in row.get("outcomes", ()):
+            if one["draft"] == 1:
+                one |= {"outcome": "identical", "gap_ulps": None}
+        lines[place] = json.dumps(row) if "outcomes" in row else line
+    record.path.write_text("\n".join(lines) + "\n")
+    (chosen,) = speed.speed_sets(library(tmp_path))
+    assert [speed.refused(found) for found in chosen.drafts.values()] == ["text changed", "not timed"]
+    said = " ".join(findings(library(tmp_path), RESAMPLES))
+    assert "KD as a draft for Teacher changed the text" in said
+    assert "GKD as a draft for Teacher was not timed" in said
+    assert "×" not in said
+
+
+def test_a_record_of_an_earlier_version_says_so_and_stops_no_report(tmp_path: Path) -> None:
+    record = make.speedup(tmp_path, make.card("KD", 0))
+    head, *rest = record.path.read_text().splitlines(keepends=True)
+    header = json.loads(head)
+    header["facts"]["draft"] = header["facts"].pop("drafts")[0]
+    record.path.write_text(json.dumps(header) + "\n" + "".join(rest))
+    with pytest.raises(InputError, match=r"speedup-.*\.jsonl was measured by an earlier version.*run `speedup` again"):
+        tables.build(5, library(tmp_path), RESAMPLES)
+    (line,) = [line for line in findings(library(tmp_path), RESAMPLES) if "speed-up" in line]
+    assert "was measured by an earlier version" in line
+    assert "×" not in one_screen(library(tmp_path), RESAMPLES)
+
+
+def test_texts_decoded_together_stand_in_blocks_of_their_own(tmp_path: Path) -> None:
+    make.speedup(tmp_path, make.card("KD", 0), engine="vllm", batches=(1, 4))
+    table = tables.build(5, library(tmp_path), RESAMPLES)
+    assert [block.title.partition("tokens, ")[2] for block in table.blocks] == [
+        "γ = 3",
+        "γ = 5",
+        "γ = 3, batch 4",
+        "γ = 5, batch 4",
+    ]
+    counts = [block.rows[0].cells[0].value.n for block in table.blocks if block.rows[0].cells[0].value]
+    assert counts == [12, 12, 3, 3], "prompts, then waves of four"

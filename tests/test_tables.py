@@ -273,18 +273,6 @@ def test_an_average_is_the_mean_of_its_columns(tmp_path: Path) -> None:
     assert values[2] == pytest.approx((values[0] + values[1]) / 2)
 
 
-def test_a_changed_text_has_no_speedup(tmp_path: Path) -> None:
-    make.speedup(tmp_path, make.card("KD", 0), violation=True)
-    cells = row(tables.build(5, library(tmp_path), 50), "KD").cells
-    assert cells[0].text == "text changed"
-    assert cells[1].present, "acceptance is still a fact"
-
-
-def test_both_acceptances_are_printed_under_their_names(full: Library) -> None:
-    table = tables.build(5, full, 50)
-    assert [c.label for c in table.columns][1:3] == ["accepted / tested", "accepted / drafted"]
-
-
 @pytest.mark.parametrize(("asked", "said"), [(3, "vision-language"), (9, "no table 9")])
 def test_tables_that_are_not_ours(full: Library, asked: int, said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -21,6 +21,8 @@ class TableOptions:
     """Where the .md, .tex and .json go."""
     protocol: str = ""
     """Judging protocol of the win rates, by name or hash, where the records follow several."""
+    paper: bool = False
+    """Set the published numbers beside ours; for table 5."""
     resamples: int = 10_000
     """Bootstrap resamples."""
 
