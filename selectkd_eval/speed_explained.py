@@ -141,10 +141,10 @@ def _has_timers(run: Row) -> bool:
 class Prediction(NamedTuple):
     """One draft length: tokens per target call and speed-up of decoding as predicted, and as measured where that length
     was timed. `survival` predicts the tokens from the longest timed run alone, 1 + U_1 + ... + U_gamma of its
-    `speeds.positions`; a text's end, where steps are cut short, is not in it, so it is too high on short texts. `ratio` is predicted over
-    measured, paired by prompt. `best` is the share of resampled prompts in which this length is the fastest, `regret`
-    what it loses against the fastest, as a share of that one's speed. What needs the cost of calls is None where no
-    engine could time them.
+    `speeds.positions`; a text's end, where steps are cut short, is not in it, so it is too high on short texts. `ratio`
+    is predicted over measured, paired by prompt. `best` is the share of resampled prompts in which this length is the
+    fastest, `regret` what it loses against the fastest, as a share of that one's speed. What needs the cost of calls is
+    None where no engine could time them.
     """
 
     gamma: int
