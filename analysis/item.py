@@ -34,6 +34,7 @@ _LAST = (
     "output",
 )
 _END = ("other", "base", "error")
+_RUN = ("rep", "place", "draft", "gamma", "batch", "control", "outcome", "wall_s")  # of one of a row's runs
 
 
 def item_lines(record: Record, wanted: str) -> Iterator[str]:
@@ -92,9 +93,9 @@ def _field(name: str, value: Any, indent: str = "") -> Iterator[str]:
         yield from (f"{indent}  | {line}" for line in (lines[:-1] if value.endswith("\n") else lines))
     elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         yield f"{indent}{name} ({len(value):,}):"
-        yield from (
-            f"{indent}  - {', '.join(f'{part} {_brief(inner)}' for part, inner in one.items())}" for one in value
-        )
+        for one in value:
+            parts = [part for part in _RUN if part in one] + [part for part in one if part not in _RUN]
+            yield f"{indent}  - {', '.join(f'{part} {_brief(one[part])}' for part in parts)}"
     elif isinstance(value, list):
         yield f"{indent}{name}: {_brief(value)}"
     else:
