@@ -34,7 +34,7 @@ from selectkd_eval.verbs import (
 
 LABELLED = "mini-gsm:labelled,mini-stories:labelled"
 VALIDATION = "mini-gsm:validation,mini-stories:validation"
-TIMED = 12  # prompts of each family that every draft is timed on
+TIMED = 8  # prompts of each family that every draft is timed on
 SAMPLED_TOO = False  # time the drafts at temperature 1 as well
 WRITTEN = {"mini-gsm": 1200, "mini-stories": 400}  # prompts that the teacher answers: twice the labelled ones
 
