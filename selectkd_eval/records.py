@@ -213,6 +213,11 @@ def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = No
     return record
 
 
+def is_finished(path: Path) -> bool:
+    """Whether this is a record with its end line."""
+    return path.is_file() and is_record(path) and read(path, unfinished_ok=True).finished
+
+
 def is_record(path: Path) -> bool:
     """Whether a file begins as a record does; no more than its first line is read."""
     with path.open("rb") as file:

@@ -16,6 +16,7 @@ from selectkd_eval.stats import Estimate
 from selectkd_eval.terminal import aligned, bullets, visible
 
 Facts = Mapping[str, Any]
+Foreseen = Mapping[int, Sequence[speed_explained.Prediction]]
 DASH = "—"
 
 
@@ -28,17 +29,20 @@ def lines(facts: Facts, rows: Iterable[Row], resamples: int = stats.RESAMPLES) -
         found.append(f"{len(failed)} prompt{'s' if len(failed) > 1 else ''} left out: {failed[0]['error']}")
     if not lossless.passed(rows):
         return [*found, "The text is not plain decoding's, so there is no speed-up to report."]
+    foreseen = {draft: speed_explained.predicted(rows, draft, resamples=resamples) for draft in range(len(names))}
     for batch in speeds.batches(rows):
         arms = [arm for arm in speeds.arms(rows) if arm.batch == batch]
         if len(speeds.batches(rows)) > 1:
             found += ["", f"batch {batch}"]
         found += ["", *_ratios(rows, arms, names, batch, resamples)]
         found += ["", *_acceptance(facts, rows, arms, names, resamples)]
+        if why := _explained(rows, arms, names, foreseen if batch == 1 else {}):
+            found += ["", *why]
         if len({arm.draft for arm in arms}) > 1:
             found += ["", *_compared(rows, arms, names, resamples)]
         if len(speeds.tasks(rows)) > 1:
             found += ["", *_by_task(rows, arms, names, resamples)]
-    return [*found, "", *bullets([visible(note) for note in _notes(rows, names, resamples)])]
+    return [*found, "", *bullets([visible(note) for note in _notes(rows, names, foreseen)])]
 
 
 def labels(facts: Facts) -> list[str]:
@@ -73,44 +77,46 @@ def _heading(facts: Facts) -> str:
     )
 
 
-def _ratios(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], batch: int, resamples: int) -> Iterator[str]:
-    """Speed-ups on every clock, with the prediction that knew of no speculative run."""
-    foreseen = {
-        (draft, one.gamma): one.speedup
-        for draft in {arm.draft for arm in arms}
-        for one in (speed_explained.predicted(rows, draft, resamples=resamples) if batch == 1 else [])
-    }
-    table = [["draft", "γ", *(f"speed-up {words}" if clock == "wall_s" else words for clock, words in _clocks())]]
-    table[0].append("decode only, predicted")
-    control = [_cell(speeds.control(rows, clock, batch).estimate(resamples)) for clock, _ in _clocks()]
-    table.append(["(plain decoding, again)", "", *control, ""])
+def _ratios(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], batch: int, resamples: int) -> list[str]:
+    """Speed-ups on every clock."""
+    clocks = list(speeds.CLOCKS)
+    heads = [words if clock != "wall_s" else f"speed-up {words}" for clock, (_, words) in speeds.CLOCKS.items()]
+    table = [["draft", "γ", *heads]]
+    control = [_cell(speeds.control(rows, clock, batch).estimate(resamples)) for clock in clocks]
+    table.append(["(plain decoding, again)", "", *control])
     for arm in arms:
-        cells = [_cell(speeds.speedup(rows, arm, clock).estimate(resamples)) for clock, _ in _clocks()]
-        value = foreseen.get((arm.draft, arm.gamma))
-        table.append([names[arm.draft], str(arm.gamma), *cells, DASH if value is None else f"{value.value:.3f}"])
-    return iter(aligned(table))
+        cells = [_cell(speeds.speedup(rows, arm, clock).estimate(resamples)) for clock in clocks]
+        table.append([names[arm.draft], str(arm.gamma), *cells])
+    return aligned(table)
 
 
-def _clocks() -> list[tuple[str, str]]:
-    return [(clock, words) for clock, (_, words) in speeds.CLOCKS.items()]
-
-
-def _acceptance(
-    facts: Facts, rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamples: int
-) -> Iterator[str]:
-    """Acceptance under each name, and what a call costs."""
+def _acceptance(facts: Facts, rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamples: int) -> list[str]:
+    """Acceptance under each of its names."""
     kinds = ["alpha", "block", "tokens"] + (["overlap"] if facts["temperature"] else [])
-    heads = [speeds.ACCEPTANCE[what][2] for what in kinds]
-    table = [["draft", "γ", *heads, "c", "v(γ)", "Leviathan", "with v, o"]]
+    table = [["draft", "γ", *(speeds.ACCEPTANCE[what][2] for what in kinds)]]
     for arm in arms:
         cells = [_cell(speeds.acceptance(rows, arm, what).estimate(resamples)) for what in kinds]
-        why = speed_explained.explain(rows, arm, resamples=resamples)
-        more = [why.c, why.v, why.leviathan, why.costed]
-        table.append([names[arm.draft], str(arm.gamma), *cells, *(_plain(value) for value in more)])
-    return iter(aligned(table))
+        table.append([names[arm.draft], str(arm.gamma), *cells])
+    return aligned(table)
 
 
-def _compared(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamples: int) -> Iterator[str]:
+def _explained(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], foreseen: Foreseen) -> list[str]:
+    """What the speed-up of decoding is made of; nothing where the engine has no timers of its own."""
+    table = [
+        ["why", "γ", "c", "v(γ)", "o", "Leviathan", "× acceptance", "× cost", "× rest", "= decode only", "predicted"]
+    ]
+    for arm in arms:
+        why = speed_explained.explain(rows, arm, resamples=1)
+        if why.leviathan is None:
+            continue
+        ahead = {one.gamma: one.speedup for one in foreseen.get(arm.draft, [])}.get(arm.gamma)
+        parts = [why.c, why.v, why.o, why.leviathan, why.acceptance_factor, why.cost_factor, why.rest]
+        cells = [*parts, why.measured.value, ahead.value if ahead else None]
+        table.append([names[arm.draft], str(arm.gamma), *map(_plain, cells)])
+    return aligned(table) if len(table) > 1 else []
+
+
+def _compared(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamples: int) -> list[str]:
     """Every draft's speed-up over the first draft's at the same length, paired by prompt."""
     first = arms[0].draft
     others = [arm for arm in arms if arm.draft != first and Arm(first, arm.gamma, arm.batch) in arms]
@@ -119,31 +125,37 @@ def _compared(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamp
     table = [[f"speed-up over that of {names[first]}", "γ", "ratio", "p (Holm)"]]
     for arm, (ratio, _), p in zip(others, found, adjusted, strict=True):
         table.append([names[arm.draft], str(arm.gamma), f"×{_cell(ratio)}", f"{p:.2g}"])
-    return iter(aligned(table))
+    return aligned(table)
 
 
-def _by_task(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamples: int) -> Iterator[str]:
+def _by_task(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resamples: int) -> list[str]:
     tasks = speeds.tasks(rows)
     table = [["speed-up by task", "γ", *map(visible, tasks)]]
     for arm in arms:
         cells = [_cell(speeds.speedup(rows, arm, task=task).estimate(resamples)) for task in tasks]
         table.append([names[arm.draft], str(arm.gamma), *cells])
-    return iter(aligned(table))
+    return aligned(table)
 
 
-def _notes(rows: list[Row], names: Sequence[str], resamples: int) -> Iterator[str]:
+def _notes(rows: list[Row], names: Sequence[str], foreseen: Foreseen) -> Iterator[str]:
     yield (
         f"[ ] 95 % over {len({row['cluster'] for row in speeds.timed(rows)})} prompts, medians of "
         f"{_repetitions(rows)} repetitions, arms in turns within each prompt; plain decoding against itself should "
         "cover 1"
     )
-    yield (
-        "c: a draft call, v: verifying, in plain decoding's seconds per token, timed inside the runs; Leviathan: the "
-        "formula from alpha and c; with v, o: from tokens per target call and all costs. Predicted: from the target's "
-        "own text read again and the cost of calls measured apart, without a speculative run"
-    )
+    if any(arm_costs(rows)):
+        yield (
+            "why: c is a draft call, v verifying, o accepting and cutting caches, in plain decoding's seconds per "
+            "token, timed inside the runs; Leviathan's formula knows alpha and c; the factors are what it gets wrong about "
+            "acceptance and about cost, and what the timers leave open"
+        )
+    if any(one.speedup for found in foreseen.values() for one in found):
+        yield (
+            "predicted: from the target's own text read again and the cost of calls measured apart, without a "
+            "speculative run"
+        )
     for draft, name in enumerate(names):
-        if words := _best(speed_explained.predicted(rows, draft, resamples=resamples)):
+        if words := _best(foreseen[draft]):
             yield f"{name}: {words}"
     if peaks := next((row for row in rows if row.get("key") == "machine"), None):
         yield f"peak memory of the process {peaks['peak_rss_bytes'] / 1e6:,.0f} MB; energy {peaks['energy']}"
@@ -161,6 +173,11 @@ def _best(found: Sequence[speed_explained.Prediction]) -> str:
         f"predicted best of γ = 1 to {found[-1].gamma}: {top.gamma} (×{_cell(top.speedup)} decode only; the "
         f"best in {top.best:.0%} of resamples{''.join(f'; {words}' for words in lost)})"
     )
+
+
+def arm_costs(rows: Sequence[Row]) -> Iterator[bool]:
+    """Whether each arm's runs have timers of their stages."""
+    return (speed_explained.in_place(rows, arm) is not None for arm in speeds.arms(rows))
 
 
 def _repetitions(rows: Iterable[Row]) -> int:

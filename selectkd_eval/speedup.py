@@ -15,6 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -49,19 +50,22 @@ def run(options: SpeedupOptions) -> int | None:
     if not chosen.prompts:
         raise InputError(f"{options.prompts} with --limit {options.limit} leaves no prompt to decode: raise the limit")
     cast = load_cast(options, device)
-    engine = open_engine(options, cast)
-    try:
-        inputs = {"target": cast.target.card.fingerprint, "prompts": chosen.sha256}
-        inputs |= {f"draft {index}": str(card["fingerprint"]) for index, card in enumerate(cast.cards)}
-        facts = _facts(options, cast, engine, chosen, threads)
-        with records.open_record("speedup", options, inputs=inputs, facts=facts) as record:
-            if not record.complete:
-                _measure(record, options, engine, cast, chosen, torch.device(device))
-                record.finish()
-            rows = list(record.done.values())
-            print("\n".join([*speed_summary.lines(record.facts, rows), f"record: {record.path}"]))
-    finally:
-        engine.close()
+    inputs = {"target": cast.target.card.fingerprint, "prompts": chosen.sha256}
+    inputs |= {f"draft {index}": str(card["fingerprint"]) for index, card in enumerate(cast.cards)}
+    with ExitStack() as stack:
+        facts: Mapping[str, Any] = {}
+        # A server takes a minute to start, and a finished record has nothing for it to do.
+        if not (finished := records.is_finished(records.record_path("speedup", options))):
+            engine = open_engine(options, cast)
+            stack.callback(engine.close)
+            facts = _facts(options, cast, engine, chosen, threads)
+        record = stack.enter_context(records.open_record("speedup", options, inputs=inputs, facts=facts))
+        if not finished:
+            _measure(record, options, engine, cast, chosen, torch.device(device))
+            record.finish()
+        rows = list(record.done.values())
+        failed = records.read(record.path).failed
+        print("\n".join([*speed_summary.lines(record.facts, [*rows, *failed]), f"record: {record.path}"]))
     return None if lossless.passed(rows) else 1
 
 
@@ -75,7 +79,7 @@ def _measure(
 ) -> None:
     sampling = Sampling(options.temperature, options.top_p, options.top_k)
     arms = [Arm(draft, gamma) for draft in range(len(cast.cards)) for gamma in options.gamma]
-    how = Asking(arms, options.max_new_tokens, sampling, options.seed, str(engine.facts.get("proposals", "sampled")))
+    how = Asking(arms, options.max_new_tokens, sampling, options.seed, engine.facts["proposals"])
     if not sampling.greedy and not engine.batches and "enumeration" not in record.done:
         record.write("enumeration", **enumerated(type(engine), sampling, options.seed))
     asked = list(ask(record, engine, cast, chosen.prompts, how))

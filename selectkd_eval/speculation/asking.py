@@ -52,7 +52,7 @@ class Asking(NamedTuple):
     new_tokens: int
     sampling: Sampling
     seed: int
-    proposals: str
+    proposals: gate.Proposals
 
     def request(self, ids: Sequence[int], length: int, prompt: str, rep: int | str) -> Request:
         """The same draws for every arm of one repetition."""

@@ -67,9 +67,12 @@ class Engine(Protocol):
     decodes several texts at once and not in this process, whose CPU time then says nothing.
     """
 
-    name: str
-    facts: Mapping[str, Any]
-    batches: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def batches(self) -> bool: ...
 
     def decode(self, request: Request, arm: Arm, sampling: Sampling) -> Decoded:
         """Exactly `request.new_tokens` tokens, end tokens ignored; `arm.gamma` 0 is plain decoding.
