@@ -38,44 +38,65 @@ def probe(
 
 
 Seconds = dict[str, list[float]]
+PLAIN_CALLS = 4  # one after the other, as in plain decoding
 
 
 def _seconds(engine: ReferenceEngine, one: Asked, how: Asking, most: int, repetitions: int) -> tuple[Seconds, Seconds]:
-    """By number of rows, and by draft; the first call of each shape warms it and is not counted."""
+    """By number of rows, and by draft. Calls stand as they do in decoding: a call with one row follows another, a
+    verification follows its draft's calls, for what a call finds in the processor's caches is what the one before left
+    there. The first call of each shape warms it and is not counted.
+    """
     context = [*one.ids, *one.reference[: one.length // 2]]
-    rest = (one.reference[one.length // 2 :] or one.reference) * (most + 1)
-    models = [Cached(model, engine.vocabulary) for model in (engine.target, *engine.drafts)]
-    limits = [getattr(cached.model.config, "max_position_embeddings", None) for cached in models]
-    room = min((limit - len(context) for limit in limits if limit), default=most + 1)
+    rest = (one.reference[one.length // 2 :] or one.reference) * (most + PLAIN_CALLS)
+    target, *drafts = (Cached(model, engine.vocabulary) for model in (engine.target, *engine.drafts))
+    limits = [getattr(cached.model.config, "max_position_embeddings", None) for cached in (target, *drafts)]
+    room = min((limit - len(context) for limit in limits if limit), default=len(rest))
     device = engine.target.device
     row = torch.tensor([context + rest], device=device)
-    target: Seconds = {str(count): [] for count in range(1, min(most + 1, room) + 1)}
-    drafts: Seconds = {str(index): [] for index in range(len(engine.drafts))} if room else {}
-    calls: list[tuple[list[float], Cached, int]] = [(target[count], models[0], int(count)) for count in target]
-    calls += [(drafts[index], models[1 + int(index)], 1) for index in drafts]
+    calls: Seconds = {str(count): [] for count in range(1, min(most + 1, room) + 1)}
+    drafting: Seconds = {str(index): [] for index in range(len(drafts))}
+    turns = [(index, gamma) for index in range(len(drafts)) for gamma in range(1, min(most, room - 1) + 1)]
+    turns += [(-1, min(PLAIN_CALLS, room))]
+    start = len(context)
     with torch.inference_mode(), quiet(device):
-        for cached in models:
-            cached.feed(row[:, : len(context)], keep=1)
+        for cached in (target, *drafts):
+            cached.feed(row[:, :start], keep=1)
         for rep in range(repetitions + 1):
-            random.Random(f"{how.seed}/{one.id}/{rep}").shuffle(calls)
-            for found, cached, count in calls:
-                seconds = _call(cached, row[:, len(context) : len(context) + count], how.sampling, device)
-                cached.rewind(len(context))
+            random.Random(f"{how.seed}/{one.id}/{rep}").shuffle(turns)
+            for index, count in turns:
+                cached = target if index < 0 else drafts[index]
+                each = [
+                    _call(cached, row[:, start + place : start + place + 1], how.sampling, device)
+                    for place in range(count)
+                ]
+                cached.rewind(start)
+                verified = [] if index < 0 else [_call(target, row[:, start : start + count + 1], how.sampling, device)]
+                target.rewind(start)
                 if rep:
-                    found.append(seconds)
-    return target, drafts
+                    (calls["1"] if index < 0 else drafting[str(index)]).extend(each)
+                    if verified:
+                        calls[str(count + 1)] += verified
+    return calls, drafting
 
 
 def _call(cached: Cached, ids: torch.Tensor, sampling: Sampling, device: torch.device) -> float:
     """Seconds of one call and of what is made of its logits, the device's work included."""
-    settle = _settle(device)
-    settle()
-    started = time.perf_counter()
+    now = clock(device)
+    started = now()
     logits = cached.feed(ids)
     _ = logits.argmax(-1) if sampling.greedy else sampling.probabilities(logits)
-    settle()
-    return time.perf_counter() - started
+    return now() - started
 
 
-def _settle(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+def clock(device: torch.device) -> Callable[[], float]:
+    """Processor time on one thread of a CPU: a neighbour that takes the core now and then meets long calls more often
+    than short ones, and moves no median of these. Otherwise wall time, after the device has done its work.
+    """
+    if device.type == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def settled() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return settled
