@@ -22,6 +22,7 @@ ALLOWED = {
 FLOOR = {
     *("errors", "verbs", "records", "environment", "measures", "win_rates"),
     *("stats", "bootstrap", "permutation", "linearised", "edges"),
+    *("speeds", "speed_model", "speed_explained", "speed_links", "lossless"),
 }
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),

@@ -62,7 +62,10 @@ class Asking(NamedTuple):
 
 def ask(record: records.Writer, engine: Engine, cast: Cast, chosen: Sequence[Prompt], how: Asking) -> Iterator[Asked]:
     """Every text in order, gated unless an earlier run did so; one that fits no model is a row with an error."""
-    for prompt in tqdm(chosen, desc="lossless?", disable=None):
+    once: dict[str, Prompt] = {}
+    for prompt in chosen:
+        once.setdefault(prompt.id, prompt)  # one that stands there twice, with two answers, is decoded once
+    for prompt in tqdm(once.values(), desc="lossless?", disable=None):
         messages: list[dict[str, str]] = []
         for turn, said in enumerate((prompt.text, *prompts.later_turns(prompt)), start=1):
             messages.append({"role": "user", "content": said})

@@ -118,7 +118,7 @@ class SpeedupOptions(ModelRun):
     prompt_dir: Path | None = None
     """Directory with the files of named sets that are not embedded."""
     limit: int | None = 40
-    """Only the first N prompts of each set."""
+    """Only the first N prompts of each set, and of each task where questions name their task (Spec-Bench)."""
     gamma: tuple[int, ...] = (3, 5)
     """Draft lengths to time."""
     max_new_tokens: int = 64
