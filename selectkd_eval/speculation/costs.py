@@ -33,7 +33,7 @@ def probe(
         return
     for one in tqdm(asked, desc="cost of a call", disable=None):
         if (key := f"cost/{one.id}") not in record.done:
-            target, drafts = _seconds(engine, one, how, most, repetitions)
+            target, drafts = seconds_of_calls(engine, one, how, most, repetitions)
             record.write(key, **one.place, target=target, draft=drafts)
 
 
@@ -41,7 +41,9 @@ Seconds = dict[str, list[float]]
 PLAIN_CALLS = 4  # one after the other, as in plain decoding
 
 
-def _seconds(engine: ReferenceEngine, one: Asked, how: Asking, most: int, repetitions: int) -> tuple[Seconds, Seconds]:
+def seconds_of_calls(
+    engine: ReferenceEngine, one: Asked, how: Asking, most: int, repetitions: int
+) -> tuple[Seconds, Seconds]:
     """By number of rows, and by draft. Calls stand as they do in decoding: a call with one row follows another, a
     verification follows its draft's calls, for what a call finds in the processor's caches is what the one before left
     there. The first call of each shape warms it and is not counted.
