@@ -187,9 +187,12 @@ def _curves(axis: Axes, panel: Panel, looks: dict[Method, Look]) -> None:
             if point.method == method and point.decode is not None and point.way.batch == 1:
                 _point(axis, point.decode, point.way.gamma + shift, style, filled=True, upright=True)
     axis.axhline(1, color=INK, linewidth=0.7, linestyle=":")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lengths = {gamma for curve in panel.curves.values() for gamma in curve}
+    lengths |= {point.way.gamma for point in panel.points if point.way.batch == 1}
+    axis.set_xlim(min(lengths) - 0.5, max(lengths) + 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("draft length γ")
-    axis.set_ylabel("speed-up, decode only (×)")
+    axis.set_ylabel("speed-up,\ndecode only (×)")
 
 
 def _point(axis: Axes, estimate: Estimate, at: float, style: Look, *, filled: bool, upright: bool = False) -> None:

@@ -20,7 +20,7 @@ from analysis.files import put
 from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
 from analysis.protocols import protocols, under
-from analysis.speed_explanation import explained_table
+from analysis.speed_explanation import companions
 from analysis.style import close, encode
 from analysis.summary import one_screen
 from analysis.tables import JUDGED, build
@@ -59,8 +59,11 @@ METHODS: tuple[tuple[str, str, str], ...] = (
     (
         "speedup",
         "Speed-up",
-        "Per prompt the median over repetitions of plain and of speculative decoding over the same count of tokens; "
-        "the ratio of their sums. Printed only when the text is unchanged.",
+        "Per prompt the median over repetitions of plain and of speculative decoding, over as many tokens and all "
+        "in turns; the ratio of their sums. Printed only when the text is unchanged. Two drafts are compared by the "
+        "ratio of their speed-ups, paired by prompt. The predicted speed-up of decoding comes from the target's own "
+        "text, read again by both models, and the cost of a call; Table 5, explained, says what lies between it, the "
+        "formula of Leviathan et al. (2023) and the clock.",
     ),
     (
         "landscape",
@@ -135,8 +138,8 @@ def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Marku
         for part in _by_protocol(records) if number in JUDGED else [records]:
             try:
                 made.append(Markup(writers.html(build(number, part, resamples))))
-                if number == 5 and (why := explained_table(part, resamples)):
-                    made.append(Markup(writers.html(why)))
+                if number == 5:
+                    made += [Markup(writers.html(table)) for table in companions(part, resamples)]
             except InputError as error:
                 left_out.append(f"Table {number}: {error}")
     return made

@@ -1,18 +1,19 @@
-"""Why is a draft as fast as it is? The costs and acceptance behind Table 5's speed-ups, and what formulas make of them.
+"""Why is a draft as fast as it is? Acceptance under every name, the costs, and what formulas make of both.
 
 The paper gives speed-ups and one acceptance, from which no speed-up follows. Here is what lies between: the cost of a
 draft call and of verifying, tokens per target call, and the speed-up that Leviathan et al. (arXiv 2211.17192) would
 expect; the measured one over theirs is taken apart into what the i.i.d. acceptance, the cost model and the rest get
-wrong. Only decoding is explained, at the batches whose stages an engine times; `speed_explained` computes it.
+wrong. Acceptance has a table of its own, because its names are used for each other and none means what another does.
+Only decoding of single texts is explained; `speeds` and `speed_explained` compute it.
 """
 
 from __future__ import annotations
 
-from analysis.load import Library, Method
-from analysis.speed import SpeedSet, Timed, Way, foretold, refused, speed_sets
-from analysis.table_ir import Block, Cell, Column, Row, Table
-from selectkd_eval import speed_explained
-from selectkd_eval.speed_explained import Explained, Prediction
+from analysis.load import Library
+from analysis.speed import Timed, Way, foretold, refused, speed_sets
+from analysis.table_ir import Block, Cell, Column, Row, Table, number
+from selectkd_eval import speed_explained, speeds
+from selectkd_eval.speed_explained import Prediction
 from selectkd_eval.stats import Estimate
 
 _COST, _TOKENS, _SPEED = "Cost in plain decoding's time per token", "Tokens per target call", "Speed-up, decode only"
@@ -32,7 +33,7 @@ _COLUMNS = (
     Column("rest", "Measured over Leviathan", None),
     Column("Predicted over measured", better=None),
 )
-CAPTION = (
+_EXPLAINED = (
     "c: a draft call; v(γ): verifying γ tokens; o: accepting and cutting the caches; all timed inside the speculative "
     "runs. i.i.d.: (1 − α^(γ+1)) / (1 − α) from α = accepted / tested. Leviathan: that over γc + 1. With costs: "
     "measured tokens per target call over c times the tokens drafted per call, v and o. Predicted: from the target's "
@@ -42,44 +43,86 @@ CAPTION = (
 )
 
 
-def explained_table(library: Library, resamples: int) -> Table | None:
-    """One row per draft and training seed; None where nothing was timed at batch 1 or no stage is known."""
+_IN_RUNS = ("alpha", "block", "share", "tokens", "accepted", "overlap")
+_ON_TEXT = ("agreement", "top5", "overlap")
+_WIDE = {"tokens", "accepted"}  # counts of tokens, not shares
+_ACCEPTANCE = (
+    *(Column(speeds.ACCEPTANCE[name][2], "In the runs", None) for name in _IN_RUNS),
+    *(Column(speeds.TEXT[name].replace(" on target text", ""), "On the target's own text", None) for name in _ON_TEXT),
+    Column("accepted / drafted", "By position 1, 2, ...", None),
+    Column("accepted / tested", "By position 1, 2, ...", None),
+)
+_NAMES = (
+    "accepted / tested: conditional, the α of Leviathan et al.; accepted / drafted: what serving engines call the "
+    "acceptance rate, it falls with γ; accepted / emitted: share of the text that was drafted; tokens per target call "
+    "with the target's own token, accepted per target call without; mean sum min(p, q): the expectation of accepted / "
+    "tested for sampled drafts. On the target's own text, teacher-forced: nothing was drafted there, so nothing depends "
+    "on γ; greedy TAR is the paper's Eq. 13 on this text, token by token. By position: steps that had room for the "
+    "position; accepted / drafted counts refused beginnings against it, accepted / tested does not."
+)
+
+
+def companions(library: Library, resamples: int) -> list[Table]:
+    """What stands below Table 5: every acceptance, and what explains the speed-ups; nothing without timed runs."""
+    made = [
+        _table(library, resamples, "table5-acceptance", "Table 5, acceptance. Under every name.", _NAMES, _ACCEPTANCE),
+        _table(
+            library,
+            resamples,
+            "table5-explained",
+            "Table 5, explained. Acceptance and costs behind the speed-ups.",
+            _EXPLAINED,
+            _COLUMNS,
+        ),
+    ]
+    return [table for table in made if table.blocks]
+
+
+def _table(library: Library, resamples: int, name: str, title: str, caption: str, columns: tuple[Column, ...]) -> Table:
+    """One row per draft and training seed, a block per draft length, single texts alone."""
     blocks = []
     for chosen in speed_sets(library):
-        curves = {
-            (method, timed.place, timed.record.path): foretold(timed, resamples)
-            for method, found in chosen.drafts.items()
-            for timed in found
-            if not refused(found)
-        }
+        kept = [(method, timed) for method, found in chosen.drafts.items() if not refused(found) for timed in found]
+        curves = [foretold(timed, resamples) if columns is _COLUMNS else [] for _, timed in kept]
         for way in (way for way in chosen.ways if way.batch == 1):
-            rows = [
-                _row(library, method, timed, way, curves[method, timed.place, timed.record.path], resamples)
-                for method, found in chosen.drafts.items()
-                for timed in found
-                if not refused(found)
-            ]
-            if rows := [row for row in rows if any(cell.present for cell in row.cells)]:
-                blocks.append(Block(_title(chosen, way), tuple(rows)))
-    if not blocks:
-        return None
-    title = "Table 5, explained. Acceptance and costs behind the speed-ups."
-    return Table("table5-explained", title, CAPTION, _COLUMNS, tuple(blocks), stub="Draft")
+            rows = []
+            for (method, timed), curve in zip(kept, curves, strict=True):
+                if columns is _COLUMNS:
+                    cells = _explained(timed, way, curve, resamples)
+                else:
+                    cells = _accepted(timed, way, resamples)
+                seed = timed.card.get("seed")
+                label = library.label(method) + (f", seed {seed}" if seed is not None else "")
+                if any(cell.present for cell in cells):
+                    rows.append(Row(label, tuple(cells), ranked=False))
+            if rows:
+                blocks.append(Block(f"{', '.join(chosen.words)}, {way.words}", tuple(rows)))
+    return Table(name, title, caption, columns, tuple(blocks), stub="Draft")
 
 
-def _title(chosen: SpeedSet, way: Way) -> str:
-    return f"{', '.join(chosen.words)}, {way.words}"
+def _accepted(timed: Timed, way: Way, resamples: int) -> list[Cell]:
+    """Every acceptance of one draft, none of them where this length was not timed."""
+    rows, arm, name = timed.record.rows, timed.arm(way), timed.record.path.name
+    terms = [(what, speeds.acceptance(rows, arm, what)) for what in _IN_RUNS]
+    if not any(found.den.sum() for _, found in terms):
+        return []
+    terms += [(what, speeds.text(rows, timed.place, what)) for what in _ON_TEXT]
+    cells = [
+        _cell(found.estimate(resamples) if found.den.sum() else None, 2 if what in _WIDE else 3, name)
+        for what, found in terms
+    ]
+    places = speeds.positions(rows, arm, resamples=1)
+    for kind in ("survival", "conditional"):
+        text = " ".join(number(getattr(place, kind).value, 2) for place in places)
+        cells.append(Cell(text=text))
+    return cells
 
 
-def _row(library: Library, method: Method, timed: Timed, way: Way, curve: list[Prediction], resamples: int) -> Row:
+def _explained(timed: Timed, way: Way, curve: list[Prediction], resamples: int) -> list[Cell]:
+    """Costs, tokens and speed-ups of one draft, and the factors between formula and clock."""
+    name = timed.record.path.name
     found = speed_explained.explain(timed.record.rows, timed.arm(way), resamples=resamples)
-    seed = timed.card.get("seed")
-    label = library.label(method) + (f", seed {seed}" if seed is not None else "")
     before = next((one for one in curve if one.gamma == way.gamma), None)
-    return Row(label, tuple(_cells(found, before, timed.record.path.name)), ranked=False)
-
-
-def _cells(found: Explained, before: Prediction | None, name: str) -> list[Cell]:
     speed = before.speedup if before else None
     values: list[tuple[float | Estimate | None, int]] = [
         (found.c, 3),

@@ -50,10 +50,9 @@ def _columns(library: Library, resamples: int) -> Iterator[tuple[str, Mapping[Me
         estimates = {m: found.points[m, step]["alpha"].estimate(resamples) for m, step in last.items()}
         yield f"α {found.text.split(':')[0]}", {method: _cell(e, 3) for method, e in estimates.items() if e}
     sets = _speed_sets(library)
-    for chosen in sets:
-        of = f" ({speed.differing(sets, chosen)})" if len(sets) > 1 else ""
+    for place, chosen in enumerate(sets, start=1):
         if speeds := dict(_speeds(chosen, resamples)):
-            yield f"speed-up as draft{of}", speeds
+            yield f"speed-up as draft{f' ({place})' if len(sets) > 1 else ''}", speeds
 
 
 def _speeds(chosen: speed.SpeedSet, resamples: int) -> Iterator[tuple[Method, str]]:
@@ -79,7 +78,11 @@ def _notes(library: Library, resamples: int) -> Iterator[str]:
     judges = sorted({str(card.get("name")) for card in cards if card.get("kind") == "likelihood"})
     judged = f" Judge: {', '.join(judges)}, {LIKELIHOOD_NOTE}." if judges else ""
     yield f"[ ] 95 % intervals over prompts.{judged}"
-    if any(speed.doubt(found, resamples) for chosen in _speed_sets(library) for found in chosen.drafts.values()):
+    sets = _speed_sets(library)
+    for place, chosen in enumerate(sets, start=1):
+        if len(sets) > 1:
+            yield f"({place}) {speed.differing(sets, chosen)}"
+    if any(speed.doubt(found, resamples) for chosen in sets for found in chosen.drafts.values()):
         yield "? plain decoding timed twice differs from itself: not settled; time it again on an idle machine"
 
 

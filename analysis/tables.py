@@ -18,7 +18,7 @@ from analysis.load import LIKELIHOOD_NOTE, Library, Method, library
 from analysis.paper import published
 from analysis.pass_columns import Column, outcomes
 from analysis.protocols import one_protocol, protocols
-from analysis.speed_explanation import explained_table
+from analysis.speed_explanation import companions
 from analysis.speed_table import speed_table
 from analysis.table_ir import Block, Cell, Row, Table, finish, number
 from analysis.table_ir import Column as TableColumn
@@ -40,8 +40,8 @@ def run(options: TableOptions) -> int | None:
     if options.number in JUDGED:
         records = one_protocol(records, options.protocol)
     made = [build(options.number, records, options.resamples, paper=options.paper)]
-    if options.number == 5 and (why := explained_table(records, options.resamples)):
-        made.append(why)
+    if options.number == 5:
+        made += companions(records, options.resamples)
     for table in made:
         for path in write(table, options.out):
             print(f"wrote {path}", file=sys.stderr)

@@ -113,7 +113,7 @@ def test_every_verbs_rows_can_be_shown(tmp_path: Path, kind: str) -> None:
 
 
 def test_runs_stand_on_a_line_each_and_their_traces_are_cut(tmp_path: Path) -> None:
-    made = make.speedup(tmp_path, make.card("KD", 0), n=2)
+    made = make.speedup(tmp_path, make.card("KD", 0), n=2, skills=[0.1])
     row = next(row for row in made.rows if row["key"] == "time/p0")
     lines = list(item_lines(made, "time/p0"))
     at = lines.index(f"runs ({len(row['runs'])}):")

@@ -70,7 +70,7 @@ def test_every_tag_is_closed_and_every_picture_described(text: str) -> None:
     assert len(pictures) == 6
     assert all(len(picture["alt"] or "") > 60 for picture in pictures)
     assert all(head.get("scope") for head in tags.all("th"))
-    assert len(tags.all("caption")) == len(tags.all("table")) == 6
+    assert len(tags.all("caption")) == len(tags.all("table")) == 7
     ids = [attrs["id"] for _, attrs in tags.found if "id" in attrs]
     assert len(ids) == len(set(ids))
 

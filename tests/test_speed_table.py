@@ -12,7 +12,7 @@ import record_factory as make
 
 from analysis import paper, tables, writers
 from analysis.load import Library, library
-from analysis.speed_explanation import explained_table
+from analysis.speed_explanation import companions
 from analysis.table_ir import Cell, Row, Table
 from selectkd_eval import speeds
 from selectkd_eval.errors import InputError
@@ -117,7 +117,7 @@ def test_what_an_engine_does_not_tell_is_a_dash(tmp_path: Path) -> None:
     (row,) = made.blocks[0].rows
     assert cell(made, row, "Speed-up").present
     assert [cell(made, row, label).spans()[0].text for label in ("Decode only", "Predicted")] == ["—", "—"]
-    assert explained_table(library(tmp_path), RESAMPLES) is None
+    assert companions(library(tmp_path), RESAMPLES) == [], "only single texts are explained"
 
 
 def test_a_draft_that_changed_the_text_has_words_and_no_number(tmp_path: Path) -> None:
@@ -126,13 +126,12 @@ def test_a_draft_that_changed_the_text_has_words_and_no_number(tmp_path: Path) -
     for block in made.blocks:
         assert [one.spans()[0].text for one in block.rows[0].cells] == ["text changed", *"—" * (len(made.columns) - 1)]
     assert "changed on 1" in " ".join(made.notes)
-    assert explained_table(library(tmp_path), RESAMPLES) is None
+    assert companions(library(tmp_path), RESAMPLES) == []
 
 
 def test_the_explanation_multiplies_out(drafts: Library) -> None:
     """Leviathan's value times the three factors is the measured speed-up."""
-    why = explained_table(drafts, RESAMPLES)
-    assert why is not None
+    _, why = companions(drafts, RESAMPLES)
     for block in why.blocks:
         for row in block.rows:
             values = [one.value.value for one in row.cells if one.value]
@@ -142,13 +141,36 @@ def test_the_explanation_multiplies_out(drafts: Library) -> None:
             assert values[8] == pytest.approx(measured, rel=0.1), "the prediction knows the costs that made the rows"
 
 
+def test_no_acceptance_goes_without_its_name(drafts: Library) -> None:
+    accepted, _ = companions(drafts, RESAMPLES)
+    (record,) = drafts.of("speedup")
+    assert len({(column.group, column.label) for column in accepted.columns}) == len(accepted.columns) == 11
+    row, arm = accepted.blocks[1].rows[1], speeds.Arm(1, 5)
+    assert row.label == "KD, seed 0"
+    named = zip(accepted.columns, row.cells, strict=True)
+    values = {(column.group, column.label): one.value.value for column, one in named if one.value}
+    for name in ("alpha", "block", "share", "tokens", "accepted"):
+        label = speeds.ACCEPTANCE[name][2]
+        assert values["In the runs", label] == speeds.acceptance(record.rows, arm, name).value
+    text = [value for (group, _), value in values.items() if group != "In the runs"]
+    assert text == [speeds.text(record.rows, 1, name).value for name in ("agreement", "top5", "overlap")]
+    positions = speeds.positions(record.rows, arm, resamples=1)
+    assert row.cells[-2].text == " ".join(f"{place.survival.value:.2f}" for place in positions)
+    assert row.cells[-1].text == " ".join(f"{place.conditional.value:.2f}" for place in positions)
+    assert len(positions) == 5
+
+
 def test_the_verb_writes_the_explanation_beside_the_table(
     drafts: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables.run(TableOptions(number=5, records=drafts.records[0].path.parent, out=tmp_path, resamples=50))
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"{name}.{form}" for name in ("table5-explained", "table5") for form in ("json", "md", "tex")]
-    texts = [(tmp_path / f"{name}.md").read_text() for name in ("table5", "table5-explained")]
+    assert names == [
+        f"{name}.{form}"
+        for name in ("table5-acceptance", "table5-explained", "table5")
+        for form in ("json", "md", "tex")
+    ]
+    texts = [(tmp_path / f"{name}.md").read_text() for name in ("table5", "table5-acceptance", "table5-explained")]
     assert capsys.readouterr().out == "\n".join(texts)
 
 
