@@ -56,8 +56,8 @@ _NAMES = (
     "accepted / tested: conditional, the α of Leviathan et al.; accepted / drafted: what serving engines call the "
     "acceptance rate, it falls with γ; accepted / emitted: share of the text that was drafted; tokens per target call "
     "with the target's own token, accepted per target call without; mean sum min(p, q): the expectation of accepted / "
-    "tested for sampled drafts. On the target's own text, teacher-forced: nothing was drafted there, so nothing depends "
-    "on γ; greedy TAR is the paper's Eq. 13 on this text, token by token. By position: steps that had room for the "
+    "tested for sampled drafts. On the target's own text, teacher-forced: nothing was drafted, so nothing depends on "
+    "γ; greedy TAR is the paper's Eq. 13 on this text, token by token. By position: steps that had room for the "
     "position; accepted / drafted counts refused beginnings against it, accepted / tested does not."
 )
 
