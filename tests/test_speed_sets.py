@@ -228,7 +228,7 @@ def test_one_screen_numbers_the_settings_it_tells_apart(tmp_path: Path) -> None:
     make.speedup(tmp_path, make.card("KD", 0))
     make.speedup(tmp_path, make.card("KD", 0), engine="vllm")
     lines = one_screen(library(tmp_path), RESAMPLES).splitlines()
-    assert lines[0].split() == "speed-up as draft (1) speed-up as draft (2)".split()
+    assert lines[0].split() == ["speed-up", "as", "draft", "(1)", "speed-up", "as", "draft", "(2)"]
     assert lines[1].count("×") == 2
     assert [line for line in lines if line.startswith("(")] == ["(1) engine reference", "(2) engine vllm"]
     assert max(map(len, lines)) <= 100
