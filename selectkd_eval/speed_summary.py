@@ -6,6 +6,7 @@ numbers are `speeds`' and `speed_explained`'s, the gate's words `lossless`'s; no
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from selectkd_eval import lossless, speed_explained, speeds, stats
 from selectkd_eval.measures import Row
 from selectkd_eval.speeds import Arm
 from selectkd_eval.stats import Estimate
-from selectkd_eval.terminal import aligned, bullets, visible
+from selectkd_eval.terminal import WIDTH, aligned, bullets, visible
 
 Facts = Mapping[str, Any]
 Foreseen = Mapping[int, Sequence[speed_explained.Prediction]]
@@ -24,9 +25,9 @@ def lines(facts: Facts, rows: Iterable[Row], resamples: int = stats.RESAMPLES) -
     """The whole summary; without speed-ups where the gate failed."""
     rows = list(rows)
     names = labels(facts)
-    found = [_heading(facts), *lossless.lines(rows, names)]
+    found = [_wrapped(line) for line in (_heading(facts), *lossless.lines(rows, names))]
     if failed := [row for row in rows if "error" in row]:
-        found.append(f"{len(failed)} prompt{'s' if len(failed) > 1 else ''} left out: {failed[0]['error']}")
+        found.append(_wrapped(f"{len(failed)} prompt{'s' if len(failed) > 1 else ''} left out: {failed[0]['error']}"))
     if not lossless.passed(rows):
         return [*found, "The text is not plain decoding's, so there is no speed-up to report."]
     foreseen = {draft: speed_explained.predicted(rows, draft, resamples=resamples) for draft in range(len(names))}
@@ -43,6 +44,10 @@ def lines(facts: Facts, rows: Iterable[Row], resamples: int = stats.RESAMPLES) -
         if len(speeds.tasks(rows)) > 1:
             found += ["", *_by_task(rows, arms, names, resamples)]
     return [*found, "", *bullets([visible(note) for note in _notes(rows, names, foreseen)])]
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def labels(facts: Facts) -> list[str]:
