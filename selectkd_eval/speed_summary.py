@@ -151,8 +151,8 @@ def _notes(rows: list[Row], names: Sequence[str], foreseen: Foreseen) -> Iterato
     if any(arm_costs(rows)):
         yield (
             "why: c is a draft call, v verifying, o accepting and cutting caches, in plain decoding's seconds per "
-            "token, timed inside the runs; Leviathan's formula knows alpha and c; the factors are what it gets wrong about "
-            "acceptance and about cost, and what the timers leave open"
+            "token, timed inside the runs; Leviathan's formula knows alpha and c; the factors are what it gets wrong "
+            "about acceptance and about cost, and what the timers leave open"
         )
     if any(one.speedup for found in foreseen.values() for one in found):
         yield (
