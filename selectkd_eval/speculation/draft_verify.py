@@ -211,7 +211,9 @@ def _loop(
 
 def propose(draft: Cached, ids: Tensor, count: int, sampling: Sampling, u: Tensor | None) -> Proposal:
     """``count`` draft tokens after the ids; when sampled, with the uniform numbers ``u[:count]``."""
-    tokens, rows = [ids[:, :0]], []
+    if not count:
+        return Proposal(ids[:, :0], None)
+    tokens, rows = [], []
     for place in range(count):
         logits = draft.feed(ids, keep=1)
         if sampling.greedy or u is None:
@@ -233,12 +235,12 @@ def accept(logits: Tensor, proposal: Proposal, sampling: Sampling, u: Tensor | N
 
 def accept_greedy(logits: Tensor, proposed: Tensor) -> Verdict:
     """The proposal stays as far as it agrees with the target's own choices."""
-    chosen = logits.argmax(-1)
-    both = torch.cat((chosen, proposed[0])).tolist()  # one wait for the device, not two
-    accepted, count = 0, len(both) // 2
-    while accepted < count and both[accepted] == both[count + 1 + accepted]:
+    chosen = logits.argmax(-1)[None]
+    (own,), (theirs,) = chosen.tolist(), proposed.tolist()
+    accepted, count = 0, len(theirs)
+    while accepted < count and own[accepted] == theirs[accepted]:
         accepted += 1
-    return Verdict(accepted, chosen[None, : accepted + 1])
+    return Verdict(accepted, chosen[:, : accepted + 1])
 
 
 def accept_sampled(p: Tensor, proposal: Proposal, u: Tensor) -> Verdict:
