@@ -13,8 +13,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import harmonic_mean
-from typing import Any, NamedTuple
+from typing import Any
 
 from analysis.load import Card, Library, Method
 from analysis.table_ir import interval, number
@@ -39,7 +40,8 @@ class Way:
         return f"γ = {self.gamma}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
-class Timed(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Timed:
     """One draft of one record: `place` is where it stands in the record's list."""
 
     record: Record
@@ -95,8 +97,10 @@ class SpeedSet:
         return list(dict.fromkeys(task for record in self.records for task in speeds.tasks(record.rows)))
 
 
-def speed_sets(library: Library) -> list[SpeedSet]:
-    """Every comparable set of drafts, in the order of their words.
+@lru_cache(maxsize=1)
+def speed_sets(library: Library) -> tuple[SpeedSet, ...]:
+    """Every comparable set of drafts, in the order of their words; the same objects as long as the library is, so that
+    table, figure and sentences of one report share what was computed.
 
     Raises InputError for a record that an earlier version measured.
     """
@@ -120,7 +124,7 @@ def speed_sets(library: Library) -> list[SpeedSet]:
         ordered = dict(sorted(drafts.items(), key=lambda item: item[0].order))
         reference = next((method for method in ordered if method.role == "start"), next(iter(ordered)))
         sets.append(SpeedSet(_target(library, found[0]), mine, ordered, reference))
-    return sets
+    return tuple(sets)
 
 
 def differing(sets: Sequence[SpeedSet], chosen: SpeedSet) -> str:
@@ -131,7 +135,12 @@ def differing(sets: Sequence[SpeedSet], chosen: SpeedSet) -> str:
 
 def speedup(found: Sequence[Timed], way: Way, clock: str = "wall_s", task: str | None = None) -> Terms:
     """Seconds over seconds of one draft, its training seeds pooled by prompt; `clock` is one of speeds.CLOCKS."""
-    return _mean([speeds.speedup(timed.record.rows, timed.arm(way), clock, task) for timed in found])
+    return _mean([_speedup(timed, way, clock, task) for timed in found])
+
+
+@lru_cache(maxsize=4096)
+def _speedup(timed: Timed, way: Way, clock: str, task: str | None) -> Terms:
+    return speeds.speedup(timed.record.rows, timed.arm(way), clock, task)
 
 
 def acceptance(found: Sequence[Timed], way: Way, name: str) -> Terms:
@@ -176,7 +185,8 @@ def predictions(found: Sequence[Timed], resamples: int) -> dict[int, Estimate]:
     return {gamma: some[0] if len(some) == 1 else _harmonic(some) for gamma, some in whole.items()}
 
 
-def foretold(timed: Timed, resamples: int) -> list[Prediction]:
+@lru_cache(maxsize=256)
+def foretold(timed: Timed, resamples: int) -> Sequence[Prediction]:
     """What is predicted of one draft at every draft length; nothing where it was never timed."""
     return speed_explained.predicted(timed.record.rows, timed.place, resamples=resamples)
 

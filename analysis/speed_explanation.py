@@ -9,6 +9,8 @@ Only decoding of single texts is explained; `speeds` and `speed_explained` compu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analysis.load import Library
 from analysis.speed import Timed, Way, foretold, refused, speed_sets
 from analysis.table_ir import Block, Cell, Column, Row, Table, number
@@ -118,7 +120,7 @@ def _accepted(timed: Timed, way: Way, resamples: int) -> list[Cell]:
     return cells
 
 
-def _explained(timed: Timed, way: Way, curve: list[Prediction], resamples: int) -> list[Cell]:
+def _explained(timed: Timed, way: Way, curve: Sequence[Prediction], resamples: int) -> list[Cell]:
     """Costs, tokens and speed-ups of one draft, and the factors between formula and clock."""
     name = timed.record.path.name
     found = speed_explained.explain(timed.record.rows, timed.arm(way), resamples=resamples)

@@ -7,7 +7,7 @@ page, the sentences are the page's findings about differences.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from analysis import speed
 from analysis.acceptance import tar_sets
@@ -65,12 +65,12 @@ def _speeds(chosen: speed.SpeedSet, resamples: int) -> Iterator[tuple[Method, st
             yield method, f"×{_cell(value, 2)} γ={best.gamma}{mark}"
 
 
-def _speed_sets(library: Library) -> list[speed.SpeedSet]:
+def _speed_sets(library: Library) -> Sequence[speed.SpeedSet]:
     """None where a record cannot be read: the sentences say why."""
     try:
         return speed.speed_sets(library)
     except InputError:
-        return []
+        return ()
 
 
 def _notes(library: Library, resamples: int) -> Iterator[str]:
