@@ -31,8 +31,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from selectkd_eval.pair import load_pair
 from selectkd_eval.prompts import load_prompts, prompt_ids
 from selectkd_eval.sampling import GREEDY
+from selectkd_eval.speculation.asking import Asked, Asking
 from selectkd_eval.speculation.assisted import AssistedEngine
-from selectkd_eval.speculation.draft_verify import Cached, ReferenceEngine
+from selectkd_eval.speculation.costs import seconds_of_calls
+from selectkd_eval.speculation.draft_verify import ReferenceEngine
 from selectkd_eval.speculation.engine import Decoded, Engine, Request
 from selectkd_eval.speculation.quiet import quiet
 from selectkd_eval.speed_model import leviathan, with_cost
@@ -69,6 +71,13 @@ class Run(NamedTuple):
         prefill, decode = self.decoded.prefill_s, self.decoded.decode_s
         assert prefill is not None and decode is not None  # both engines tell
         return self.cpu * decode / (prefill + decode)
+
+    @property
+    def beside_calls(self) -> float:
+        """The accept rule's and the caches' part of the time after the prefill; the reference engine's alone."""
+        accept, crop, decode = self.decoded.accept_s, self.decoded.crop_s, self.decoded.decode_s
+        assert accept is not None and crop is not None and decode is not None
+        return (accept + crop) / decode
 
 
 Runs = dict[tuple[int, Arm], list[list[Run]]]  # by engine and arm: per prompt its repetitions
@@ -113,13 +122,17 @@ def larger(prompts: int) -> Case:
     return Case(target, draft, VOCABULARY, ids, 20)
 
 
-def time_all(case: Case, repetitions: int) -> Runs:
-    """Every arm of both engines on every prompt, in turns. Texts that differ from plain decoding's end the run."""
-    engines: Sequence[Engine] = (
-        ReferenceEngine(case.target, [case.draft], case.vocabulary),
-        AssistedEngine(case.target, [case.draft], case.vocabulary),
-    )
+def time_all(case: Case, repetitions: int) -> tuple[Runs, Costs]:
+    """Every arm of both engines on every prompt, in turns, and by each prompt's text what single calls cost.
+
+    Texts that differ from plain decoding's end the run. A call's cost is the mean over prompts of its median seconds,
+    measured as `selectkd-eval speedup` does, and prompt by prompt, for a machine does not stay equally fast.
+    """
+    ours = ReferenceEngine(case.target, [case.draft], case.vocabulary)
+    engines: Sequence[Engine] = (ours, AssistedEngine(case.target, [case.draft], case.vocabulary))
+    how = Asking(ARMS, case.tokens, GREEDY, 0, "sampled")
     runs: Runs = defaultdict(list)
+    costs: dict[str | int, list[float]] = defaultdict(list)
     for number, ids in enumerate(case.prompts):
         request = Request(ids, case.tokens)
         sides = [(which, arm) for which in (OURS, THEIRS) for arm in ARMS]
@@ -131,42 +144,21 @@ def time_all(case: Case, repetitions: int) -> Runs:
         for rep in range(repetitions):
             random.Random(f"{number}/{rep}").shuffle(sides)
             for which, arm in sides:
-                with quiet(CPU):
-                    wall, cpu = time.perf_counter(), time.process_time()
-                    decoded = engines[which].decode(request, arm, GREEDY)
-                    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-                runs[which, arm][-1].append(Run(cpu, wall, decoded))
-    return runs
+                runs[which, arm][-1].append(timed(engines[which], request, arm))
+        asked = Asked(str(number), str(number), "", ids, texts[OURS, PLAIN])
+        target, draft = seconds_of_calls(ours, asked, how, max(GAMMAS), repetitions=6)
+        costs["draft"].append(statistics.median(draft["0"]))
+        for rows, values in target.items():
+            costs[int(rows)].append(statistics.median(values))
+    return runs, {name: statistics.mean(values) for name, values in costs.items()}
 
 
-def costs(case: Case, repetitions: int = 12) -> Costs:
-    """Mean over prompts of the median CPU seconds of one call, all shapes in turns, by a text half written."""
-    found: dict[str | int, list[float]] = defaultdict(list)
-    engine = ReferenceEngine(case.target, [case.draft], case.vocabulary)
-    for number, ids in enumerate(case.prompts):
-        text = engine.decode(Request(ids, case.tokens), PLAIN, GREEDY).tokens
-        context, rest = [*ids, *text[: case.tokens // 2]], text[case.tokens // 2 :]
-        room = len(context) + len(rest)
-        target, draft = (Cached(model, case.vocabulary, room) for model in (case.target, case.draft))
-        calls: list[tuple[str | int, Cached, int]] = [("draft", draft, 1)]
-        calls += [(rows, target, rows) for rows in range(1, max(GAMMAS) + 2)]
-        seconds: dict[str | int, list[float]] = defaultdict(list)
-        with torch.inference_mode(), quiet(CPU):
-            for cached in (target, draft):
-                cached.feed(torch.tensor([context]), keep=1)
-            for rep in range(repetitions + 1):  # the first warms
-                random.Random(f"{number}/{rep}").shuffle(calls)
-                for name, cached, rows in calls:
-                    row = torch.tensor([rest[:rows]])
-                    begun = time.process_time()
-                    cached.feed(row).argmax(-1).tolist()
-                    spent = time.process_time() - begun
-                    cached.rewind(len(context))
-                    if rep:
-                        seconds[name].append(spent)
-        for name, values in seconds.items():
-            found[name].append(statistics.median(values))
-    return {name: statistics.mean(values) for name, values in found.items()}
+def timed(engine: Engine, request: Request, arm: Arm) -> Run:
+    """One decoding under both clocks."""
+    with quiet(CPU):
+        wall, cpu = time.perf_counter(), time.process_time()
+        decoded = engine.decode(request, arm, GREEDY)
+        return Run(time.process_time() - cpu, time.perf_counter() - wall, decoded)
 
 
 def medians(runs: list[list[Run]], of: str) -> list[float]:
@@ -194,7 +186,7 @@ def report(name: str, case: Case, runs: Runs, cost: Costs) -> None:
             cells += [show(ratio(cpu[which, PLAIN], cpu[which, arm])) for which in (OURS, THEIRS)]
         print(f"{arm.gamma or 'plain':>5} | " + " | ".join(cells))
     print(f"a draft call costs c = {cost['draft'] / cost[1]:.3f} of a target call of {1000 * cost[1]:.2f} CPU ms")
-    print("gamma | alpha   tau | v(gamma) | Leviathan  with v | ours, decoding    | share of each")
+    print("gamma | alpha   tau | v(gamma) | Leviathan  with v | ours, decoding    | share of each     | accept + crop")
     base = medians(runs[OURS, PLAIN], "decode_cpu")
     for gamma in GAMMAS:
         arm = Arm(0, gamma)
@@ -208,9 +200,10 @@ def report(name: str, case: Case, runs: Runs, cost: Costs) -> None:
         promised = leviathan(alpha, gamma, c), with_cost(tau, drafted, c, v)
         got = ratio(base, medians(runs[OURS, arm], "decode_cpu"))
         shares = " ".join(f"{100 * got.value / value:6.0f} %" for value in promised)
+        extra = medians(runs[OURS, arm], "beside_calls")
         print(
             f"{gamma:>5} | {alpha:.3f}  {tau:.2f} | {cost[gamma + 1] / cost[1]:8.2f} | {promised[0]:9.2f} "
-            f"{promised[1]:7.2f} | {show(got)} | {shares}"
+            f"{promised[1]:7.2f} | {show(got)} | {shares} | {100 * statistics.mean(extra):6.2f} %"
         )
 
 
@@ -226,7 +219,7 @@ def main() -> None:
     for name, make, prompts in (("embedded", embedded, 12), ("larger", larger, 4)):
         if options.pair in (name, "all"):
             case = make(options.prompts or prompts)
-            report(name, case, time_all(case, options.repetitions), costs(case))
+            report(name, case, *time_all(case, options.repetitions))
     took, load = time.perf_counter() - begun, os.getloadavg()[0]
     print(f"\none thread; {took:.0f} s; 1-minute load at the end {load:.1f} on {os.cpu_count()} cores")
 
