@@ -303,7 +303,7 @@ def _hidden(record: Record) -> dict[str, Any]:
         "engine version": (facts.get("engine") or {}).get("version"),
         "threads": facts.get("threads"),
         "processor": environment.get("processor"),
-        "device": record.options.get("device"),
+        "device": record.facts.get("device", record.options.get("device")),
     }
 
 

@@ -109,6 +109,7 @@ def _facts(options: SpeedupOptions, cast: Cast, engine: Engine, chosen: PromptSe
         "top_p": options.top_p,
         "top_k": options.top_k,
         "dtype": options.dtype,
+        "device": _device_name(cast.target.model.device),
         "threads": threads,
         "affinity": machine.affinity(),
         "governor": machine.governor(),
@@ -119,6 +120,10 @@ def _facts(options: SpeedupOptions, cast: Cast, engine: Engine, chosen: PromptSe
         },
         "rules": RULES,
     }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _warn_if_busy() -> None:
