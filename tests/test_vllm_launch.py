@@ -209,10 +209,10 @@ def test_an_environment_without_vllm_is_told_from_one_that_has_it(tmp_path: Path
 
 def test_servers_share_the_memory_of_a_gpu_and_take_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     options = SpeedupOptions(engine="vllm", dtype="bfloat16", batch=(1, 4))
-    on_gpu = arguments(options, HERE._replace(distribution="vllm"), "T", 5)
+    on_gpu, on_cpu = arguments(options, "T", 0.17), arguments(options, "T", None)
     assert on_gpu[on_gpu.index("--gpu-memory-utilization") + 1] == "0.170"
-    on_cpu = arguments(options, HERE, "T", 5)
     assert "--enforce-eager" in on_cpu
+    assert "--gpu-memory-utilization" not in on_cpu
     assert on_cpu[on_cpu.index("--max-num-seqs") + 1] == "4"
     assert on_cpu[on_cpu.index("--dtype") + 1] == "bfloat16"
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9")

@@ -1,6 +1,7 @@
 """vLLM itself, on loopback: its texts and steps are the reference engine's, and its known fault is caught by the gate.
 
-Minutes, and only where there is a vLLM: the python named by SELECTKD_VLLM_PYTHON, or the one of `make vllm-env`.
+Minutes, and only where there is a vLLM: the python named by SELECTKD_VLLM_PYTHON, or the one of `make vllm-env`. Run as
+a program, this file records the replies that the fast tests are made with.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from vllm_replay import recorded
+from vllm_replay import RESPONSES, recorded
 
 from selectkd_eval import lossless, prompts
 from selectkd_eval.errors import InputError
@@ -244,3 +245,21 @@ def test_kill_9_of_the_measuring_process_ends_every_vllm_process(tmp_path: Path)
     while having(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not having(mark)
+
+
+def record() -> None:
+    """Write `vllm_responses` anew, all but others.json."""
+    asked = [one["request"]["prompt"] for one in recorded("plain")]
+    for proposer, names in (("draft-model", {"plain": PLAIN, "gamma3": GAMMA3}), ("ngram", {"ngram": GAMMA3})):
+        engine = opened(proposer=proposer)
+        for name, arm in names.items():
+            found = []
+            for ids in asked:
+                endpoint, body = engine._asked(Request(ids, 40), arm, GREEDY)
+                found.append({"request": body, "reply": endpoint.complete(body)})
+            (RESPONSES / f"{name}.json").write_text(json.dumps(found, separators=(",", ":")) + "\n")
+        engine.close()
+
+
+if __name__ == "__main__":
+    record()

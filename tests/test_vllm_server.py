@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -112,6 +113,8 @@ def test_connections_are_kept_and_one_that_was_closed_is_replaced(
     server.fault = "hangs up after the reply"
     for _ in range(3):
         engine.decode(Request(ASKED[0], 40), GAMMA3, GREEDY)
+        (idle,) = engine._endpoints[0, 3]._idle
+        assert select.select([idle.sock], [], [], 10)[0]  # its end has arrived
     assert server.connections == 3
     assert len(server.asked) == 6
 

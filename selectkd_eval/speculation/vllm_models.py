@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selectkd_eval.backends.vllm_engine import model_directory
-from selectkd_eval.pair import load_model
+from selectkd_eval.pair import load_model, locate
 
 NARROWEST = 32  # the smallest head among vLLM's kernels, on a CPU and on a GPU
 
@@ -27,8 +27,10 @@ class Files(NamedTuple):
     holder: tempfile.TemporaryDirectory[str] | None
 
 
-def files_for(model: str) -> Files:
-    """The directory or hub name that vLLM is to load for a model's name."""
+def files_for(model: str, head: bool = False) -> Files:
+    """The directory or hub name that vLLM is to load for a model's name; an EAGLE `head` is taken as it is."""
+    if head:
+        return Files(locate(model), "", None)
     where, holder = model_directory(model)
     if not isinstance(where, Path) or not (width := _too_narrow(where)):
         return Files(where, "", holder)

@@ -27,13 +27,13 @@ from selectkd_eval.sampling import GREEDY, Sampling
 from selectkd_eval.speculation.engine import Decoded, Request
 from selectkd_eval.speculation.vllm_endpoint import Endpoint
 from selectkd_eval.speculation.vllm_models import Files, files_for
-from selectkd_eval.speculation.vllm_process import Installed, Server, find
+from selectkd_eval.speculation.vllm_process import Server, find
 from selectkd_eval.speculation.vllm_replies import Lookup, decoded, ngram_lookup, told
 from selectkd_eval.speeds import PLAIN, Arm
 from selectkd_eval.verbs import SpeedupOptions
 
 LONGEST, SHORTEST = 3, 1  # n-grams looked up: vLLM's prompt_lookup_max and _min
-MEMORY = 0.85  # of a GPU, shared by all servers
+MEMORY = 0.9  # of what is free on a GPU, shared by all servers
 
 
 class VllmEngine:
@@ -172,13 +172,14 @@ def _started(options: SpeedupOptions, stack: ExitStack) -> tuple[dict[tuple[int,
     """Servers of our own, which end with `stack`, and what the record says of them."""
     installed = find(options.vllm_python)
     target = _files(options.target, stack)
-    drafts = [] if options.proposer == "ngram" else [_files(name, stack) for name in options.draft]
+    drafts = [] if options.proposer == "ngram" else [_files(name, stack, options.proposer) for name in options.draft]
     places = [PLAIN[:2], *((draft, gamma) for draft in range(len(drafts) or 1) for gamma in options.gamma)]
+    share = None if installed.on_cpu else MEMORY * _free(options.device) / len(places)
     logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selectkd-vllm-")))
     servers: dict[tuple[int, int], Server] = {}
     for draft, gamma in tqdm(places, desc="starting vLLM", disable=None):
         arm = "plain decoding" if gamma == 0 else f"gamma {gamma}" + (f" with draft {draft}" if len(drafts) > 1 else "")
-        words = arguments(options, installed, str(target.where), len(places))
+        words = arguments(options, str(target.where), share)
         if gamma:
             words += speculation(options, str(drafts[draft].where) if drafts else "", gamma)
         log = logs / f"{draft}-{gamma}.log"
@@ -202,15 +203,25 @@ def _started(options: SpeedupOptions, stack: ExitStack) -> tuple[dict[tuple[int,
     return {place: server.endpoint for place, server in servers.items()}, facts
 
 
-def arguments(options: SpeedupOptions, installed: Installed, target: str, servers: int) -> list[str]:
-    """What every server is started with; `servers` share the memory."""
+def arguments(options: SpeedupOptions, target: str, share: float | None) -> list[str]:
+    """What every server is started with; `share` is its part of the GPU's memory, None on a CPU."""
     words = ["--model", target, "--served-model-name", "target", "--dtype", options.dtype]
     words += ["--max-model-len", "auto", "--max-num-seqs", str(max(options.batch)), "--no-enable-prefix-caching"]
     words += ["--generation-config", "vllm"]  # no sampling defaults but those of the request
     words += ["--enable-per-request-metrics", "--disable-uvicorn-access-log"]
-    if installed.on_cpu:
+    if share is None:
         return [*words, "--enforce-eager"]  # compiling C++ for a minute or two buys a small model nothing
-    return [*words, "--gpu-memory-utilization", f"{MEMORY / servers:.3f}"]
+    return [*words, "--gpu-memory-utilization", f"{share:.3f}"]
+
+
+def _free(device: str) -> float:
+    """The free part of a GPU's memory: the gate's own models are there already."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 1.0
+    free, total = torch.cuda.mem_get_info(None if device in ("auto", "cpu") else device)
+    return free / total
 
 
 def speculation(options: SpeedupOptions, draft: str, gamma: int) -> list[str]:
@@ -239,12 +250,14 @@ def surroundings(options: SpeedupOptions, files: Sequence[Files]) -> dict[str, s
     }
     if all(isinstance(each.where, Path) for each in files):
         wanted["HF_HUB_OFFLINE"] = "1"
+    if options.device.startswith("cuda:"):
+        wanted["CUDA_VISIBLE_DEVICES"] = options.device.removeprefix("cuda:")
     found = {name: value for name, value in wanted.items() if name not in os.environ}
     return found | ({"OMP_NUM_THREADS": str(options.threads)} if options.threads else {})
 
 
-def _files(model: str, stack: ExitStack) -> Files:
-    found = files_for(model)
+def _files(model: str, stack: ExitStack, proposer: str = "") -> Files:
+    found = files_for(model, head=proposer == "eagle")
     if found.holder is not None:
         stack.callback(found.holder.cleanup)
     return found
