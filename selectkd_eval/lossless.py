@@ -29,7 +29,7 @@ PER_BIN = 20  # expected tokens per bin of ranks below which the chi-square dist
 
 # What is added up over prompts; the rest of an evidence row is carried by the functions below.
 _COUNTS = ("tokens", "edge", "impossible", "miscounted", "misplaced", "overlap_off")
-_SUMS = ("likeness", "accepted", "given")
+_SUMS = ("surprise", "likeness", "accepted", "given")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def lines(rows: Iterable[Row], names: Sequence[str] = ()) -> list[str]:
     ]
     if counts["violation"]:
         said += [
-            f"  {_arm(draft, gamma, names)}: {arm['violation']} violations"
+            f"  {_arm(draft, gamma, names)}{arm['violation']} violations"
             for (draft, gamma), arm in found.arms.items()
             if arm["violation"]
         ]
@@ -201,9 +201,7 @@ def _cases(draft: int, gamma: int, total: Mapping[str, Any], kind: str = "") -> 
 
 
 def _ranks(draft: int, gamma: int | None, total: Mapping[str, Any]) -> list[Check]:
-    """Randomised ranks of the tokens under p are uniform: their histogram, and their mean, which sees a wrong
-    temperature first.
-    """
+    """Randomised ranks of the tokens under p are uniform."""
     bins, n = total["ranks"], sum(total["ranks"])
     while len(bins) % 2 == 0 and n < PER_BIN * len(bins):
         bins = [bins[i] + bins[i + 1] for i in range(0, len(bins), 2)]
@@ -211,13 +209,8 @@ def _ranks(draft: int, gamma: int | None, total: Mapping[str, Any]) -> list[Chec
         return []
     expected = n / len(bins)
     chi2 = sum((count - expected) ** 2 for count in bins) / expected
-    z = total["rank_sum"] / math.sqrt(n / 12)
     words = f"ranks of {n} tokens under the target: chi-square {chi2:.1f} on {len(bins) - 1} degrees of freedom"
-    mean = f"mean rank of {n} tokens under the target (z = {z:+.2f})"
-    return [
-        Check("ranks", draft, gamma, chi2, chi2_tail(chi2, len(bins) - 1), True, words),
-        Check("mean rank", draft, gamma, z, math.erfc(abs(z) / math.sqrt(2)), True, mean),
-    ]
+    return [Check("ranks", draft, gamma, chi2, chi2_tail(chi2, len(bins) - 1), True, words)]
 
 
 def _rarest(draft: int, gamma: int | None, total: Mapping[str, Any]) -> list[Check]:
@@ -237,6 +230,7 @@ def _martingales(draft: int, gamma: int | None, total: Mapping[str, Any]) -> lis
             continue
         z = sums["sum"] / math.sqrt(sums["var"]) if sums["var"] > 0 else 0.0
         words = {
+            "surprise": f"surprise of {total['tokens']} tokens against the target's entropy (z = {z:+.2f})",
             "likeness": f"likeness of {total['tokens']} tokens to the draft's (z = {z:+.2f})",
             "accepted": f"{sums.get('seen', 0)} draws accepted where sum min(p, q) expects "
             f"{sums.get('expected', 0.0):.1f} (z = {z:+.2f})",
@@ -245,7 +239,7 @@ def _martingales(draft: int, gamma: int | None, total: Mapping[str, Any]) -> lis
         noise = sums.get("noise", 0.0)
         step = sums["up"] if sums["sum"] > 0 else sums["down"]
         p = bennett(max(0.0, abs(sums["sum"]) - noise), sums["var"] + noise, step)
-        about = "text" if name == "likeness" else "counts"
+        about = "text" if name in ("surprise", "likeness") else "counts"
         found.append(Check(name, draft, gamma, z, p, True, words, about))
     return found
 
@@ -264,7 +258,7 @@ def _with_holm(checks: Sequence[Check]) -> list[Check]:
 def added(evidence: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The evidence of several texts as that of one: sums add, bounds are the largest, None is what no text tells."""
     total: dict[str, Any] = {}
-    for name in (*_COUNTS, "rank_sum"):
+    for name in _COUNTS:
         known = [one[name] for one in evidence if one.get(name) is not None]
         total[name] = sum(known) if known else None
     total["ranks"] = [sum(column) for column in zip(*(one["ranks"] for one in evidence), strict=True)]

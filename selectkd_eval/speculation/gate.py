@@ -7,11 +7,12 @@ there again. From them come sums that add up over texts:
 
     ranks      the token's place under p, made uniform by a random number: any wrong distribution shows
     rarest     the probability of all tokens as unlikely as the least likely one
+    surprise   sum h(x) - E_p h with h = -log p, at most 6: a wrong temperature shows first
     likeness   sum s(x) - E_p s with s = (q - p) / (q + p): text that leans to the draft's, the common fault, shows most
     accepted   draft tokens kept - sum_x min(p, q), Leviathan's alpha, over tested positions
     given      draft tokens kept - min(1, q(x) / p(x)), their chance given the emitted token x
 
-Under the null hypothesis the last three are martingales with known variance. Nothing is judged here: `lossless`
+Under the null hypothesis the last four are martingales with known variance. Nothing is judged here: `lossless`
 makes p-values of the sums. Whether the draft is any good is no matter of the gate.
 """
 
@@ -35,6 +36,7 @@ from selectkd_eval.speculation.engine import Decoded
 TIE_ULPS = {torch.float32: 128, torch.bfloat16: 8, torch.float16: 8}
 TYPICAL = 8  # what rounding usually makes of two logits' difference is this much less than the worst that was seen
 BINS = 20
+SURPRISE = 6.0  # nats; the rare token beyond them would be all of the variance
 
 Proposals = Literal["sampled", "greedy", "tempered"]
 
@@ -117,13 +119,15 @@ def sampled_evidence(
         "impossible": int((~x.possible).sum()),
         "miscounted": int(not adds_up(decoded)),
         **_ranks(p, x, usable, text, seed),
+        "surprise": _under(p.table, -p.table.log().clamp_min(-SURPRISE), text, usable),
         **dict.fromkeys(("likeness", "accepted", "given", "misplaced", "overlap_off", "overlap_gap")),
     }
     if draft is None:
         return found
     rule = choose(drafts, _RULES, "way to choose draft tokens")(sampling)
     q = Warped(text_logits(draft, ids, text, vocabulary), draft.dtype, rule)
-    found["likeness"] = _likeness(p.table, q.table, x.p, q.at(text).p, usable)
+    s = (q.table - p.table) / (q.table + p.table).clamp_min(torch.finfo(torch.float32).tiny)
+    found["likeness"] = _under(p.table, s, text, usable)
     where, kept = tested_positions(decoded)
     return found | _tested(p, q, text, usable, where, kept, decoded.overlap)
 
@@ -239,8 +243,8 @@ def _ulp(largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], seed: int) -> dict[str, Any]:
-    """Histogram of the tokens' randomised places under p, likeliest first, the sum of place - 1/2, and the least mass
-    that a token and all less likely ones have together.
+    """Histogram of the tokens' randomised places under p, likeliest first, and the least mass that a token and all less
+    likely ones have together.
     """
     tokens = torch.tensor(list(text), device=p.table.device)[:, None]
     mine = x.p[:, None]
@@ -253,22 +257,21 @@ def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], seed: int) -> 
     counts = np.bincount(np.minimum((place * BINS).astype(int), BINS - 1), minlength=BINS)
     return {
         "ranks": counts.tolist(),
-        "rank_sum": float((place - 0.5).sum()),
         "rarest": min(1.0, float(below.min())) if len(below) else 1.0,
     }
 
 
-def _likeness(p: Tensor, q: Tensor, p_x: Tensor, q_x: Tensor, usable: Tensor) -> dict[str, float]:
-    """Sum of s(x) - E_p s over the tokens, its variance under p, and the bounds of one term."""
-    s = (q - p) / (q + p).clamp_min(torch.finfo(p.dtype).tiny)
-    mean = (p * s).sum(-1, dtype=torch.float64)
-    variance = (p * s * s).sum(-1, dtype=torch.float64) - mean**2
-    terms = ((q_x - p_x) / (q_x + p_x).clamp_min(torch.finfo(p.dtype).tiny)).double() - mean
-    highest = s.masked_fill(p == 0, -1).max(-1).values - mean
-    lowest = s.masked_fill(p == 0, 1).min(-1).values - mean
+def _under(p: Tensor, score: Tensor, text: Sequence[int], usable: Tensor) -> dict[str, float]:
+    """Sum over the tokens of a score (n, V) less its mean under p, with its variance under p and one term's bounds."""
+    tokens = torch.tensor(list(text), device=p.device)[:, None]
+    mean = (p * score).sum(-1, dtype=torch.float64)
+    variance = ((p * score * score).sum(-1, dtype=torch.float64) - mean**2).clamp_min(0)
+    terms = score.gather(1, tokens)[:, 0].double() - mean
+    highest = score.masked_fill(p == 0, -torch.inf).max(-1).values - mean
+    lowest = score.masked_fill(p == 0, torch.inf).min(-1).values - mean
     return {
         "sum": float(terms[usable].sum()),
-        "var": float(variance[usable].clamp_min(0).sum()),
+        "var": float(variance[usable].sum()),
         "up": float(highest.max()),
         "down": float(-lowest.min()),
     }
