@@ -17,6 +17,8 @@ from functools import lru_cache
 from statistics import harmonic_mean
 from typing import Any
 
+import numpy as np
+
 from analysis.load import Card, Library, Method
 from analysis.table_ir import interval, number
 from selectkd_eval import lossless, measures, speed_explained, speeds, stats
@@ -249,14 +251,19 @@ def doubt(found: Sequence[Timed], resamples: int, batch: int = 1) -> str:
 
 
 def times(estimate: Estimate, digits: int = 2) -> str:
-    """A ratio of seconds with its interval, in words."""
-    return f"×{number(estimate.value, digits)} {interval(estimate, digits)}"
+    """A ratio of seconds with its interval, if it has one, in words."""
+    return f"×{number(estimate.value, digits)}" + (f" {interval(estimate, digits)}" if estimate.spread else "")
 
 
 def _mean(parts: Sequence[Terms]) -> Terms:
-    """Several seeds' seconds, prompt by prompt: their mean, so that drafts of few and of many seeds can be swapped."""
+    """Several seeds' seconds, prompt by prompt: their mean, so that drafts of few and of many seeds can be swapped.
+
+    Of those that timed the prompt: a record of another draft length has no seconds, and must not halve the others'.
+    """
     found = measures.pool(parts)
-    return replace(found, num=found.num / len(parts), den=found.den / len(parts))
+    timed = Counter(prompt for part in parts for prompt in part.prompts)
+    seeds = np.array([timed[prompt] for prompt in found.prompts], dtype=np.float64)
+    return replace(found, num=found.num / seeds, den=found.den / seeds)
 
 
 def _expect_drafts(record: Record) -> None:

@@ -35,7 +35,8 @@ _ACCEPTANCE = ("alpha", "block", "tokens")
 _DIGITS = {"alpha": 3, "block": 3, "tokens": 2}
 LEGEND = (
     "In parentheses: paired ratio of the speed-up to that of the block's reference draft; ° its 95 % interval contains "
-    "1; * Holm-adjusted p < .05 within the block, of a permutation test that swaps the two drafts prompt by prompt. "
+    "1 or does not exist (one prompt); * Holm-adjusted p < .05 within the block, of a permutation test that swaps the "
+    "two drafts prompt by prompt. "
     "Bold: best draft, underlined: second; equal at the printed precision ranks equal. — not measured or not known."
 )
 

@@ -1,8 +1,8 @@
 """What may be said of speculative decoding, in sentences? For the report's findings, the demo's screen and Table 5.
 
-A draft is called faster or slower than another only where the interval of their paired ratio leaves 1 out, and nothing
-is claimed on a clock on which plain decoding differs from itself. Drafts are compared at the length that suits the
-reference draft best, so that the comparison is not chosen to please the other.
+A draft is called faster or slower than another only where the interval of their paired ratio leaves 1 out and six
+prompts or more are behind it, and nothing is claimed on a clock on which plain decoding differs from itself. Drafts are
+compared at the length that suits the reference draft best, so that the comparison is not chosen to please the other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from analysis.speed import SpeedSet, Timed, Way
 from analysis.table_ir import interval, number, verdict
 from selectkd_eval import lossless, speed_links, speeds
 from selectkd_eval.errors import InputError
+from selectkd_eval.stats import Estimate
 
 _LINK_RESAMPLES = 2_000
+FEWEST = 6  # prompts: of five, swapping two drafts prompt by prompt gives no p-value below 1/16
 _QUANTITIES = {**speeds.TEXT, "alpha": speeds.ACCEPTANCE["alpha"][2]}
 
 
@@ -115,7 +117,8 @@ def links(chosen: SpeedSet, resamples: int) -> list[str]:
             if link.over == "drafts" and link.spearman is not None:
                 name = _QUANTITIES.get(link.what, link.what)
                 drafts, gamma = link.n, link.gamma
-                parts.append(f"{name} {number(link.spearman.value, 2)} {interval(link.spearman, 2)}")
+                limits = f" {interval(link.spearman, 2)}" if link.spearman.spread else ""
+                parts.append(f"{name} {number(link.spearman.value, 2)}{limits}")
         if parts:
             said.append(
                 f"Spearman's correlation with tokens per target call over {drafts} drafts at γ = {gamma}: "
@@ -152,7 +155,7 @@ def _measured(chosen: SpeedSet, method: Method, best: Way, resamples: int) -> st
     found = chosen.drafts[method]
     value = speed.speedup(found, best).estimate(resamples)
     accepted = speed.acceptance(found, best, "alpha").estimate(resamples)
-    word = speed.doubt(found, resamples, best.batch) or verdict(value, 1.0, ("faster", "slower", "not settled"))
+    word = speed.doubt(found, resamples, best.batch) or _verdict(value, ("faster", "slower", "not settled"))
     said = f", {speeds.ACCEPTANCE['alpha'][2]} {number(accepted.value, 3)}" if accepted.n else ""
     return f"{speed.times(value)} at {best.words}{said}, n = {value.n:,} ({word})"
 
@@ -173,8 +176,13 @@ def _compared(library: Library, chosen: SpeedSet, method: Method, other: Method,
     if any(doubts):
         yield f"As a draft {names[0]} against {names[1]}: {at} ({next(filter(None, doubts))})"
         return
-    verb = verdict(ratio, 1.0, ("is faster than", "is slower than", "is not told apart from"))
+    verb = _verdict(ratio, ("is faster than", "is slower than", "is not told apart from"))
     yield f"As a draft {names[0]} {verb} {names[1]}: {at}"
+
+
+def _verdict(estimate: Estimate, words: tuple[str, str, str]) -> str:
+    """Above, below or not settled; fewer than FEWEST prompts or waves settle nothing."""
+    return verdict(estimate, 1.0, words) if estimate.n >= FEWEST else words[2]
 
 
 def _where(sets: Sequence[SpeedSet], chosen: SpeedSet) -> str:

@@ -71,7 +71,7 @@ class Cell:
             spans.append(Span(f" ({told})", "unsure" if unsure else "delta"))
             if unsure or self.p_holm < 0.05:
                 spans.append(Span(UNSURE if unsure else HOLDS, "mark"))
-        if not math.isnan(self.value.low):
+        if self.value.spread:
             spans.append(Span(interval(self.value, self.interval_digits), "interval"))
         return spans
 

@@ -43,7 +43,7 @@ def lines(facts: Facts, rows: Iterable[Row], resamples: int = stats.RESAMPLES) -
             found += ["", *_compared(rows, arms, names, resamples)]
         if len(speeds.tasks(rows)) > 1:
             found += ["", *_by_task(rows, arms, names, resamples)]
-    return [*found, "", *bullets([visible(note) for note in _notes(rows, names, foreseen)])]
+    return [*found, "", *bullets([visible(note) for note in _notes(rows, names, foreseen, resamples)])]
 
 
 def _wrapped(sentence: str) -> str:
@@ -142,12 +142,30 @@ def _by_task(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resampl
     return aligned(table)
 
 
-def _notes(rows: list[Row], names: Sequence[str], foreseen: Foreseen) -> Iterator[str]:
+def _units(rows: list[Row]) -> str:
+    """What the intervals resample: prompts (a conversation's turns are one), and waves of prompts."""
+    found = []
+    for batch in speeds.batches(rows):
+        n = len({row["cluster"] for row in speeds.timed(rows) for run in row["runs"] if run["batch"] == batch})
+        found.append(
+            f"{n} prompt{'s' if n > 1 else ''}" if batch == 1 else f"{n} wave{'s' if n > 1 else ''} of {batch}"
+        )
+    return ", ".join(found)
+
+
+def _notes(rows: list[Row], names: Sequence[str], foreseen: Foreseen, resamples: int) -> Iterator[str]:
     yield (
-        f"[ ] 95 % over {len({row['cluster'] for row in speeds.timed(rows)})} prompts, medians of "
-        f"{_repetitions(rows)} repetitions, arms in turns within each prompt; plain decoding against itself should "
-        "cover 1"
+        f"[ ] 95 % over {_units(rows)}, medians of {_repetitions(rows)} repetitions, arms in turns within each prompt; "
+        "plain decoding against itself should cover 1"
     )
+    for batch in speeds.batches(rows):
+        again = speeds.control(rows, batch=batch).estimate(resamples)
+        if again.excludes(1):
+            at = f" at batch {batch}" if batch > 1 else ""
+            yield (
+                f"plain decoding timed twice{at} differs from itself, ×{_cell(again)}: this timing is not settled, "
+                "measure again on an idle machine"
+            )
     if any(arm_costs(rows)):
         yield (
             "why: c is a draft call, v verifying, o accepting and cutting caches, in plain decoding's seconds per "
@@ -192,7 +210,8 @@ def _repetitions(rows: Iterable[Row]) -> int:
 def _cell(estimate: Estimate) -> str:
     if not estimate.n:
         return DASH
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    limits = f" [{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.spread else ""
+    return f"{estimate.value:.3f}{limits}"
 
 
 def _plain(value: float | None) -> str:

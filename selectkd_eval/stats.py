@@ -76,9 +76,14 @@ class Estimate:
         """Half of the interval's length."""
         return (self.high - self.low) / 2
 
+    @property
+    def spread(self) -> bool:
+        """Whether there is an interval: prompts that are all alike, or a single one, resample to a point."""
+        return self.high > self.low
+
     def excludes(self, null: float) -> bool:
         """Whether the interval leaves `null` out; an interval that does not exist excludes nothing."""
-        return self.low > null or self.high < null
+        return self.spread and (self.low > null or self.high < null)
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit, e.g. percent."""
