@@ -41,25 +41,6 @@ def with_cost(tokens: float, drafted: float, c: float, v: float, o: float = 0.0)
     return tokens / (drafted * c + v + o)
 
 
-def ceiling(alpha: float) -> float:
-    """No draft length gives more than 1 / (1 - alpha), a draft that costs nothing; infinite at alpha = 1."""
-    return float("inf") if _chance(alpha) == 1 else 1 / (1 - alpha)
-
-
-def operations(alpha: float, gamma: int, c_hat: float) -> float:
-    """Arithmetic per token over that of plain decoding, c_hat the draft's share of the target's (Leviathan et al.,
-    Theorem 3.11): what the saved time is paid with.
-    """
-    return (gamma * c_hat + gamma + 1) / expected_tokens(alpha, gamma)
-
-
-def memory_bound(tokens: float, gamma: int, parameters: float) -> float:
-    """The speed-up where a call costs what its weights weigh: `parameters` is the draft's share of the target's. It
-    needs no clock, so it is the same on every machine (MBSU of Goel et al., arXiv 2403.00858).
-    """
-    return tokens / (gamma * parameters + 1)
-
-
 def survival_tokens(survival: Sequence[float]) -> list[float]:
     """Tokens per target call at gamma = 0, 1, ... from U_i, the chances that i drafted tokens are accepted, i = 1, ...:
     1 + U_1 + ... + U_gamma. One run at the largest draft length thus tells of all shorter ones.

@@ -5,6 +5,7 @@ it was.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_and_counted(tiny_pair, tmp_path,
     record = only_record(tmp_path / "out")
     assert len(of_kind(record, "time")) == 1
     (failed,) = record.failed
-    assert "do not fit the 512 positions" in failed["error"]
+    assert "do not fit the model's 512 positions" in failed["error"]
     assert "1 prompt" in capsys.readouterr().out
     asked.write_text(json.dumps({"prompt": "word " * 600}) + "\n")
     with pytest.raises(InputError, match="none of the 1 prompts fits"):
@@ -186,11 +187,31 @@ def test_what_a_draft_would_have_said_is_read_off_the_targets_text(tiny_pair):
     assert forced.agreement(p, p, text[1:], Sampling(0.8, top_k=3))["overlap"] == pytest.approx([1.0] * 11)
 
 
+def test_a_prompt_across_the_turn_of_a_long_rotary_embedding_is_left_out_too(tiny_pair, tmp_path):
+    turning = tmp_path / "turning"
+    shutil.copytree(tiny_pair.teacher, turning)
+    across = "word " * 10
+    turn = len(prompts.prompt_ids(pair.load_model(str(turning)).tokenizer, across)) + 4  # of 8 new tokens
+    config = json.loads((turning / "config.json").read_text())
+    half = config["hidden_size"] // config["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [3.0] * half}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": turn, **factors}
+    (turning / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("w", across)))
+    few = {"target": str(turning), "prompts": str(asked), "repetitions": 1}
+    assert speedup.run(options(tiny_pair, tmp_path / "out", **few)) is None
+    record = only_record(tmp_path / "out")
+    assert len(of_kind(record, "time")) == 1
+    assert [f"pass position {turn}" in row["error"] for row in record.failed] == [True]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"gamma": (0,)},
         {"gamma": ()},
+        {"gamma": (3, 3)},
         {"repetitions": 0},
         {"max_new_tokens": 1},
         {"temperature": -1.0},

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from selectkd_eval import prompts, records
+from selectkd_eval.errors import InputError
 from selectkd_eval.prompts import Prompt
 from selectkd_eval.sampling import GREEDY, Sampling
 from selectkd_eval.speculation import gate
-from selectkd_eval.speculation.engine import Engine, Request
+from selectkd_eval.speculation.engine import Engine, Request, check_length
 from selectkd_eval.speculation.engines import Cast
 from selectkd_eval.speeds import PLAIN, Arm
 
@@ -132,11 +133,10 @@ def _sampled(record: records.Writer, engine: Engine, cast: Cast, asked: Asked, h
 
 
 def _too_long(cast: Cast, ids: Sequence[int], new_tokens: int) -> str:
+    """Why a text does not fit the target or a draft; empty where it fits."""
     for loaded in (cast.target, *cast.drafts):
-        limit = getattr(loaded.model.config, "max_position_embeddings", None)
-        if limit and len(ids) + new_tokens > limit:
-            return (
-                f"a prompt of {len(ids)} tokens and {new_tokens} new ones do not fit the {limit} positions of "
-                f"{loaded.card.name}: lower --max-new-tokens or give shorter prompts"
-            )
+        try:
+            check_length(loaded.model, ids, new_tokens)
+        except InputError as error:
+            return f"{loaded.card.name}: {error}"
     return ""

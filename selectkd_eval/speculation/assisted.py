@@ -28,7 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.sampling import Sampling
-from selectkd_eval.speculation.engine import Decoded, Request
+from selectkd_eval.speculation.engine import Decoded, Request, check_length
 from selectkd_eval.speculation.stages import Stages
 from selectkd_eval.speeds import Arm
 
@@ -68,7 +68,7 @@ class AssistedEngine:
         if arm.gamma < 0:
             raise InputError(f"gamma is the number of tokens drafted per target call, at least 1, not {arm.gamma}")
         for model in [self.target] if draft is None else [self.target, draft]:
-            _fits(model, request)
+            check_length(model, request.ids, request.new_tokens)
         watch = Watch(len(request.ids), self.target.device)
         with (
             torch.inference_mode(),
@@ -200,19 +200,6 @@ def _same_width(models: Sequence[Any], vocabulary: int) -> None:
         raise InputError(
             f"assisted generation takes models of one vocab_size, and {found}: use --engine reference, which reads the "
             f"first {min(vocabulary, *widths)} entries of both"
-        )
-
-
-def _fits(model: Any, request: Request) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not request.ids or request.new_tokens < 1:
-        raise InputError(
-            f"decoding needs a prompt and at least 1 new token, got {len(request.ids)} and {request.new_tokens}"
-        )
-    if limit and len(request.ids) + request.new_tokens > limit:
-        raise InputError(
-            f"a prompt of {len(request.ids)} tokens and {request.new_tokens} new ones do not fit the model's {limit} "
-            "positions: lower --max-new-tokens or give shorter prompts"
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.sampling import GREEDY, Sampling, draw, uniform_rows
-from selectkd_eval.speculation.engine import Decoded, Request
+from selectkd_eval.speculation.engine import Decoded, Request, check_length
 from selectkd_eval.speculation.kv_cache import room_for
 from selectkd_eval.speculation.stages import Stages
 from selectkd_eval.speeds import Arm
@@ -275,7 +275,9 @@ def _pick(logits: Tensor, sampling: Sampling, noise: Tensor | None, place: int) 
 
 
 def _noise(sampling: Sampling, seed: int, shape: tuple[int, int], device: torch.device) -> Tensor | None:
-    """All uniform numbers of a run: row t for the step that begins when t tokens are there; None when greedy."""
+    """All uniform numbers of a run, a row for every step that can be: plain decoding counts its tokens up, speculative
+    decoding the tokens left down. None when greedy.
+    """
     if sampling.greedy:
         return None
     generator = torch.Generator(device).manual_seed(seed)
@@ -284,23 +286,3 @@ def _noise(sampling: Sampling, seed: int, shape: tuple[int, int], device: torch.
 
 def _row(prompt: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([list(prompt)], device=device)
-
-
-def check_length(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
-    """Raise InputError when there is nothing to decode or the model has too few positions for the text."""
-    total = len(prompt) + new_tokens
-    if not prompt or new_tokens < 1:
-        raise InputError(f"decoding needs a prompt and at least 1 new token, got {len(prompt)} and {new_tokens}")
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit and total > limit:
-        raise InputError(
-            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones do not fit the model's {limit} "
-            f"positions: lower --max-new-tokens or give shorter prompts"
-        )
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    turn = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
-    if turn and len(prompt) <= turn < total:
-        raise InputError(
-            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones pass position {turn}, where this model's "
-            "rotary embedding changes and its cache no longer holds: lower --max-new-tokens or give other prompts"
-        )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from selectkd_eval.errors import InputError
 from selectkd_eval.sampling import Sampling
 from selectkd_eval.speeds import Arm
 
@@ -88,3 +89,23 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back whatever the engine holds: processes, ports."""
         ...
+
+
+def check_length(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
+    """Raise InputError when there is nothing to decode or the model has too few positions for the text."""
+    total = len(prompt) + new_tokens
+    if not prompt or new_tokens < 1:
+        raise InputError(f"decoding needs a prompt and at least 1 new token, got {len(prompt)} and {new_tokens}")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and total > limit:
+        raise InputError(
+            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones do not fit the model's {limit} "
+            f"positions: lower --max-new-tokens or give shorter prompts"
+        )
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    turn = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if turn and len(prompt) <= turn < total:
+        raise InputError(
+            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones pass position {turn}, where this model's "
+            "rotary embedding changes and its cache no longer holds: lower --max-new-tokens or give other prompts"
+        )

@@ -95,6 +95,9 @@ def check(options: SpeedupOptions) -> None:
     """Refuse what no engine, or not the one asked for, can measure."""
     if not options.gamma or min(options.gamma) < 1:
         raise InputError(f"--gamma takes draft lengths of at least 1, not {list(options.gamma)}")
+    for name, numbers in (("gamma", options.gamma), ("batch", options.batch)):
+        if len(set(numbers)) < len(numbers):
+            raise InputError(f"--{name} {' '.join(map(str, numbers))} names a number twice: give each once")
     if options.repetitions < 1:
         raise InputError(f"--repetitions must be at least 1, not {options.repetitions}")
     if options.max_new_tokens < 2:

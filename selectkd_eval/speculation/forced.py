@@ -24,6 +24,7 @@ from selectkd_eval.sampling import Sampling
 from selectkd_eval.speculation.asking import Asked, Asking
 from selectkd_eval.speculation.engine import Engine
 from selectkd_eval.speculation.engines import Cast
+from selectkd_eval.speculation.gate import text_logits
 from selectkd_eval.speeds import PLAIN
 
 TOP = 5  # the paper's k (Eq. 9)
@@ -50,9 +51,7 @@ def force(record: records.Writer, engine: Engine, cast: Cast, asked: Sequence[As
 @torch.inference_mode()
 def next_logits(model: Any, ids: Sequence[int], text: Sequence[int], vocabulary: int) -> Tensor:
     """fp32 logits ``(len(text) - 1, vocabulary)`` that predict the text's tokens after its first."""
-    row = torch.tensor([[*ids, *text]], device=model.device)
-    logits: Tensor = model(input_ids=row, use_cache=False, logits_to_keep=len(text)).logits[0, :-1, :vocabulary]
-    return logits.float()
+    return text_logits(model, ids, text, vocabulary)[1:]
 
 
 def agreement(p: Tensor, q: Tensor, emitted: Sequence[int], sampling: Sampling) -> dict[str, list[float]]:
