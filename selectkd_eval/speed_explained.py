@@ -143,8 +143,8 @@ class Prediction(NamedTuple):
     was timed. `survival` predicts the tokens from the longest timed run alone, 1 + U_1 + ... + U_gamma of its
     `speeds.positions`; a text's end, where steps are cut short, is not in it, so it is too high on short texts. `ratio`
     is predicted over measured, paired by prompt. `best` is the share of resampled prompts in which this length is the
-    fastest, `regret` what it loses against the fastest, as a share of that one's speed. What needs the cost of calls is
-    None where no engine could time them.
+    fastest (None of one prompt), `regret` what it loses against the fastest, as a share of that one's speed. What needs
+    the cost of calls is None where no engine could time them.
     """
 
     gamma: int
@@ -229,7 +229,8 @@ def _with_speed(
             ratio = estimate(float(values[index] / values[row]), draws[index] / draws[row])
         lost = float(1 - values[index] / values[:most].max())
         speed = estimate(float(values[index]), draws[index])
-        completed.append(one._replace(speedup=speed, ratio=ratio, best=float(best[index]), regret=lost))
+        share = float(best[index]) if len(prompts) > 1 else None
+        completed.append(one._replace(speedup=speed, ratio=ratio, best=share, regret=lost))
     return completed
 
 

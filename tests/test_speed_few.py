@@ -30,6 +30,7 @@ def test_one_prompt_has_numbers_and_no_interval(tmp_path: Path) -> None:
     assert one.value > 1.2 and one.low == one.high and not one.spread and not one.excludes(1)
     text = shown(record)
     assert f"{one.value:.3f}" in text and "95 % over 1 prompt," in text
+    assert "resamples" not in text, "every resample of one prompt is that prompt"
     assert not re.search(r"\[\d", text), "an interval without width claims to be certain"
     table = tables.build(5, library(tmp_path), RESAMPLES)
     cells: list[Cell] = [cell for block in table.blocks for row in block.rows for cell in row.cells]
