@@ -19,6 +19,7 @@ from selectkd_eval.terminal import WIDTH, aligned, bullets, visible
 Facts = Mapping[str, Any]
 Foreseen = Mapping[int, Sequence[speed_explained.Prediction]]
 DASH = "—"
+FEW = 20  # prompts below which a percentile interval covers clearly less than it says
 
 
 def lines(facts: Facts, rows: Iterable[Row], resamples: int = stats.RESAMPLES) -> list[str]:
@@ -43,7 +44,7 @@ def lines(facts: Facts, rows: Iterable[Row], resamples: int = stats.RESAMPLES) -
             found += ["", *_compared(rows, arms, names, resamples)]
         if len(speeds.tasks(rows)) > 1:
             found += ["", *_by_task(rows, arms, names, resamples)]
-    return [*found, "", *bullets([visible(note) for note in _notes(rows, names, foreseen, resamples)])]
+    return [*found, "", *bullets([visible(note) for note in _notes(facts, rows, names, foreseen, resamples)])]
 
 
 def _wrapped(sentence: str) -> str:
@@ -78,7 +79,7 @@ def _heading(facts: Facts) -> str:
     target = visible(str(facts["target"]["name"]))
     return (
         f"speed-up of {target} by its drafts: {engine['name']} engine, {rule(facts)}, {facts['dtype']}, {threads}; "
-        f"{prompts['n']} prompts of {visible(str(prompts['name']))}"
+        f"{prompts['n']} prompt{'s' if prompts['n'] > 1 else ''} of {visible(str(prompts['name']))}"
     )
 
 
@@ -144,20 +145,30 @@ def _by_task(rows: list[Row], arms: Sequence[Arm], names: Sequence[str], resampl
 
 def _units(rows: list[Row]) -> str:
     """What the intervals resample: prompts (a conversation's turns are one), and waves of prompts."""
-    found = []
-    for batch in speeds.batches(rows):
-        n = len({row["cluster"] for row in speeds.timed(rows) for run in row["runs"] if run["batch"] == batch})
-        found.append(
-            f"{n} prompt{'s' if n > 1 else ''}" if batch == 1 else f"{n} wave{'s' if n > 1 else ''} of {batch}"
-        )
-    return ", ".join(found)
+    return ", ".join(
+        f"{n} prompt{'s' if n > 1 else ''}" if batch == 1 else f"{n} wave{'s' if n > 1 else ''} of {batch}"
+        for batch, n in _sizes(rows).items()
+    )
 
 
-def _notes(rows: list[Row], names: Sequence[str], foreseen: Foreseen, resamples: int) -> Iterator[str]:
+def _sizes(rows: list[Row]) -> dict[int, int]:
+    """How many of them there are at each batch."""
+    return {
+        batch: len({row["cluster"] for row in speeds.timed(rows) for run in row["runs"] if run["batch"] == batch})
+        for batch in speeds.batches(rows)
+    }
+
+
+def _notes(facts: Facts, rows: list[Row], names: Sequence[str], foreseen: Foreseen, resamples: int) -> Iterator[str]:
     yield (
         f"[ ] 95 % over {_units(rows)}, medians of {_repetitions(rows)} repetitions, arms in turns within each prompt; "
         "plain decoding against itself should cover 1"
     )
+    if any(_sizes(rows)[batch] < FEW for batch in speeds.batches(rows)):
+        yield (
+            f"fewer than {FEW} of them: such intervals are too narrow (simulated, they cover 81 % with 4, 87 % with 8 "
+            "and 92 % with 16 where 95 % is claimed); raise --limit before anything rests on them"
+        )
     for batch in speeds.batches(rows):
         again = speeds.control(rows, batch=batch).estimate(resamples)
         if again.excludes(1):
@@ -180,8 +191,28 @@ def _notes(rows: list[Row], names: Sequence[str], foreseen: Foreseen, resamples:
     for draft, name in enumerate(names):
         if words := _best(foreseen[draft]):
             yield f"{name}: {words}"
-    if peaks := next((row for row in rows if row.get("key") == "machine"), None):
-        yield f"peak memory of the process {peaks['peak_rss_bytes'] / 1e6:,.0f} MB; energy {peaks['energy']}"
+    yield from _spent(facts, rows, names)
+
+
+def _spent(facts: Facts, rows: list[Row], names: Sequence[str]) -> Iterator[str]:
+    """Memory of the models and of the process, and energy where the machine tells it."""
+    labelled = {"target": "target"} | {f"draft {index}": name for index, name in enumerate(names)}
+    sizes = [
+        f"{labelled.get(who, who)} {size['weights'] / 1e6:,.1f} MB"
+        + (f" and {size['cache_per_token'] / 1e3:,.1f} kB per token" if size["cache_per_token"] else "")
+        for who, size in sorted((facts.get("memory") or {}).items(), key=lambda item: item[0] != "target")
+    ]
+    if sizes:
+        yield f"weights and key-value cache: {', '.join(sizes)}"
+    if not (peaks := next((row for row in rows if row.get("key") == "machine"), None)):
+        return
+    yield f"peak memory of the process {peaks['peak_rss_bytes'] / 1e6:,.0f} MB; energy {peaks['energy']}"
+    for arm in [Arm(-1, 0, batch) for batch in speeds.batches(rows)] + speeds.arms(rows):
+        read = [run for row in speeds.timed(rows) for run in speeds.runs_of(row, arm) if run["joules"] is not None]
+        if read and (tokens := sum(run["tokens"] for run in read)):
+            name = "plain decoding" if arm.plain else f"{names[arm.draft]}, γ = {arm.gamma}"
+            at = f", batch {arm.batch}" if arm.batch > 1 else ""
+            yield f"{name}{at}: {sum(run['joules'] for run in read) / tokens:.3g} J per token"
 
 
 def _best(found: Sequence[speed_explained.Prediction]) -> str:

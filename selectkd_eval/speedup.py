@@ -36,8 +36,9 @@ from selectkd_eval.verbs import SpeedupOptions
 
 RULES = (
     "every arm decodes as many tokens as the target's greedy answer has, end token included, or max_new_tokens if that "
-    "is less or --ignore-end; `tokens` are those that verification steps emitted, `first` the ones before them; times "
-    "are medians of the repetitions, summed over prompts"
+    "is less or --ignore-end; `tokens` are those that verification steps emitted: the reference engine's and vLLM's "
+    "prefill gives one more, transformers' first step is the prefill; times are medians of the repetitions, summed "
+    "over prompts"
 )
 
 

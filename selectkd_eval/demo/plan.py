@@ -34,8 +34,7 @@ from selectkd_eval.verbs import (
 
 LABELLED = "mini-gsm:labelled,mini-stories:labelled"
 VALIDATION = "mini-gsm:validation,mini-stories:validation"
-TIMED = 8  # prompts of each family that every draft is timed on
-SAMPLED_TOO = False  # time the drafts at temperature 1 as well
+TIMED = 12  # prompts of each family that every draft is timed on
 WRITTEN = {"mini-gsm": 1200, "mini-stories": 400}  # prompts that the teacher answers: twice the labelled ones
 
 
@@ -276,15 +275,12 @@ class Plan:
             target=self.model("teacher"),
             draft=(self.model("draft"), self.model("student"), *self.first_students()),
             prompts="mini-gsm,mini-stories",
-            gamma=(3, 5),
+            gamma=(4,),
             limit=3 if self.quick else TIMED,
             repetitions=3,
             threads=1,
         )
         yield Job("speedup", options, "every draft, greedy")
-        if SAMPLED_TOO:
-            sampled = dataclasses.replace(options, name="drafts-sampled", gamma=(3,), temperature=1.0)
-            yield Job("speedup", sampled, "every draft, sampled")
 
     def tables(self) -> Iterator[Job]:
         """The paper's tables that these records can fill."""
