@@ -186,10 +186,8 @@ def test_table_3_says_that_nothing_was_run() -> None:
 
 def test_table_5_times_the_five_drafts_of_the_paper_on_both_targets() -> None:
     timed = of(SpeedupOptions, "table5")
-    assert Counter(options.target for options in timed) == {
-        "microsoft/Phi-3-medium-4k-instruct": 5,
-        "microsoft/Phi-3.5-mini-instruct": 5,
-    }
+    found = {(options.target, len(options.draft)) for options in timed}
+    assert found == {("microsoft/Phi-3-medium-4k-instruct", 5), ("microsoft/Phi-3.5-mini-instruct", 5)}
     assert len({row["method"] for row in published(5)}) == 5
     drafts = Counter((options.recipe, options.verifier) for options in of(TrainOptions, "table5"))
     wanted = [("sft", None), ("gkd", "none"), ("distillm", "none"), ("distillm2", "none"), ("distillm2", "spec-k")]
