@@ -45,7 +45,7 @@ RULES = (
 def run(options: SpeedupOptions) -> int | None:
     """Measure (or finish measuring) and print the result; 1 when a draft changes the target's text."""
     check(options)
-    threads = environment.set_threads(options.threads or 1)
+    threads = environment.set_threads(options.threads)
     device = environment.device(options.device)
     chosen = prompts.load_prompts(options.prompts, options.limit, options.prompt_dir)
     if not chosen.prompts:
@@ -62,12 +62,23 @@ def run(options: SpeedupOptions) -> int | None:
             facts = _facts(options, cast, engine, chosen, threads)
         record = stack.enter_context(records.open_record("speedup", options, inputs=inputs, facts=facts))
         if not finished:
+            _expect_one_clock(record, facts)
             _measure(record, options, engine, cast, chosen, torch.device(device))
             record.finish()
         rows = list(record.done.values())
         failed = records.read(record.path).failed
         print("\n".join([*speed_summary.lines(record.facts, [*rows, *failed]), f"record: {record.path}"]))
     return None if lossless.passed(rows) else 1
+
+
+def _expect_one_clock(record: records.Writer, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with times that another device took, or another number of threads: its header names one."""
+    for what in ("device", "threads"):
+        if (before := record.facts[what]) != facts[what]:
+            raise InputError(
+                f"{record.path} was begun with {what} {before}, and now it is {facts[what]}: go on as it was begun, or "
+                "delete that record, or give another --out"
+            )
 
 
 def _measure(

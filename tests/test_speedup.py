@@ -138,6 +138,27 @@ def test_a_stopped_run_measures_only_what_is_missing(tiny_pair, tmp_path):
     assert len(keys) == len(lines) and len(set(keys)) == len(keys) - 1  # header and end line have none
 
 
+def test_times_of_other_threads_are_another_record(tiny_pair, tmp_path):
+    for threads in (1, 2):
+        speedup.run(options(tiny_pair, tmp_path, threads=threads, limit=1, repetitions=1))
+    found = [records.read(path) for path in tmp_path.glob("speedup-*.jsonl")]
+    assert sorted(record.facts["threads"] for record in found) == [1, 2]
+
+
+@pytest.mark.parametrize("what, other", [("device", "NVIDIA H100"), ("threads", 7)])
+def test_a_record_begun_on_another_clock_is_not_gone_on_with(tiny_pair, tmp_path, what, other):
+    speedup.run(options(tiny_pair, tmp_path, limit=1, repetitions=1))
+    path = only_record(tmp_path).path
+    header, *rows = path.read_text().splitlines(keepends=True)
+    begun = json.loads(header)
+    begun["facts"][what] = other
+    path.write_text(json.dumps(begun, separators=(",", ":")) + "\n" + "".join(rows[:-3]))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=f"was begun with {what} {other}, and now it is"):
+        speedup.run(options(tiny_pair, tmp_path, limit=1, repetitions=1))
+    assert path.read_bytes() == before
+
+
 def test_a_second_turn_follows_the_targets_own_answer(tiny_pair, tmp_path):
     """Both turns are gated and timed, under the prompt that intervals resample."""
     asked = tmp_path / "question.jsonl"

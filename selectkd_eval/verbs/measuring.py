@@ -137,6 +137,8 @@ class SpeedupOptions(ModelRun):
     """Arithmetic of both models."""
     batch: tuple[int, ...] = (1,)
     """Texts decoded together; above 1 with --engine vllm alone."""
+    threads: int = 1
+    """torch threads. They decide the times, so that another number is another record; 0 means at most two."""
     proposer: Literal["draft-model", "ngram", "eagle"] = "draft-model"
     """How vLLM drafts: with --draft as a model, from the text so far (no --draft), or with --draft as an EAGLE head."""
     vllm_python: Path | None = runtime(None)
