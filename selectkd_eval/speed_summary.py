@@ -75,10 +75,12 @@ def rule(facts: Facts) -> str:
 
 def _heading(facts: Facts) -> str:
     prompts, engine = facts["prompts"], facts["engine"]
-    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
+    where = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
+    if facts.get("device", "cpu") != "cpu":
+        where = visible(str(facts["device"]))
     target = visible(str(facts["target"]["name"]))
     return (
-        f"speed-up of {target} by its drafts: {engine['name']} engine, {rule(facts)}, {facts['dtype']}, {threads}; "
+        f"speed-up of {target} by its drafts: {engine['name']} engine, {rule(facts)}, {facts['dtype']}, {where}; "
         f"{prompts['n']} prompt{'s' if prompts['n'] > 1 else ''} of {visible(str(prompts['name']))}"
     )
 
@@ -206,7 +208,8 @@ def _spent(facts: Facts, rows: list[Row], names: Sequence[str]) -> Iterator[str]
         yield f"weights and key-value cache: {', '.join(sizes)}"
     if not (peaks := next((row for row in rows if row.get("key") == "machine"), None)):
         return
-    yield f"peak memory of the process {peaks['peak_rss_bytes'] / 1e6:,.0f} MB; energy {peaks['energy']}"
+    gpu = f", on the GPU {peaks['peak_gpu_bytes'] / 1e6:,.0f} MB" if peaks["peak_gpu_bytes"] is not None else ""
+    yield f"peak memory of the process {peaks['peak_rss_bytes'] / 1e6:,.0f} MB{gpu}; energy {peaks['energy']}"
     for arm in [Arm(-1, 0, batch) for batch in speeds.batches(rows)] + speeds.arms(rows):
         read = [run for row in speeds.timed(rows) for run in speeds.runs_of(row, arm) if run["joules"] is not None]
         if read and (tokens := sum(run["tokens"] for run in read)):

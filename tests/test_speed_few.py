@@ -79,3 +79,12 @@ def test_another_length_in_another_record_moves_no_p_value(tmp_path: Path) -> No
     before = compared()
     make.speedup(tmp_path, CARDS[1], gammas=(5,), skills=[0.72])
     assert compared() == before
+
+
+def test_a_gpu_is_named_where_it_decoded_with_its_own_memory(tmp_path: Path) -> None:
+    record = make.speedup(tmp_path, CARDS, n=6)
+    on_cpu = shown(record)
+    assert "float32, 1 thread;" in on_cpu and "on the GPU" not in on_cpu
+    rows = [row | {"peak_gpu_bytes": 37_000_000} if row["key"] == "machine" else row for row in record.rows]
+    text = "\n".join(speed_summary.lines({**record.facts, "device": "NVIDIA H200"}, rows, RESAMPLES))
+    assert "float32, NVIDIA H200;" in text and "on the GPU 37 MB" in text

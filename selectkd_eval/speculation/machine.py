@@ -96,7 +96,11 @@ def rapl(root: Path = SYS) -> tuple[list[Source], str]:
 
 
 def nvml(device: torch.device) -> tuple[list[Source], str]:
-    """The GPU's own energy counter, and what that is in words. Needs the package nvidia-ml-py."""
+    """The GPU's own energy counter, and what that is in words. Needs the package nvidia-ml-py.
+
+    The driver moves the counter on about ten times a second (an idle H200 in steps of 11.7 J), so that of short runs
+    only a sum over many tells anything.
+    """
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
