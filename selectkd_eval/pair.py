@@ -118,7 +118,7 @@ def common_vocabulary(p: LoadedModel, q: LoadedModel) -> int:
     if different:
         raise InputError(
             f"{p.card.name} and {q.card.name} have different tokenizers ({different} of the first {width} entries "
-            f"differ), and the loss compares p and q entry by entry: choose a pair of one model family"
+            f"differ), and p and q are compared entry by entry: choose a pair of one model family"
         )
     return width
 

@@ -104,6 +104,11 @@ def check(options: SpeedupOptions) -> None:
         raise InputError(
             f"--max-new-tokens must be at least 2, the first comes from the prefill; not {options.max_new_tokens}"
         )
+    if (longest := max(options.gamma)) >= options.max_new_tokens:
+        raise InputError(
+            f"--gamma {longest} is longer than what is left of --max-new-tokens {options.max_new_tokens} after the "
+            "first token, so no step can draft so much: lower the one or raise the other"
+        )
     if options.temperature < 0 or not 0 < options.top_p <= 1 or options.top_k < 0:
         given = f"--temperature {options.temperature:g} --top-p {options.top_p:g} --top-k {options.top_k}"
         raise InputError(f"sampling takes a temperature from 0 on, top-p in (0, 1] and top-k from 0 on, not {given}")
