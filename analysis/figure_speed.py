@@ -157,6 +157,9 @@ def _speeds(axis: Axes, panel: Panel, looks: dict[Method, Look], library: Librar
 
 
 def _ratios(axis: Axes, panel: Panel, looks: dict[Method, Look], library: Library) -> None:
+    if not any(point.ratio for point in panel.points):
+        axis.set_axis_off()
+        return
     places = _places(panel.points)
     for point, y in zip(panel.points, places, strict=True):
         if point.ratio is not None:

@@ -281,12 +281,13 @@ def _words(library: Library, record: Record) -> tuple[str, ...]:
     facts, options = record.facts, record.options
     prompts = facts.get("prompts") or {}
     dtype, length = facts.get("dtype", "float32"), options.get("max_new_tokens")
+    decoded = {row["cluster"] for row in record.good if "outcomes" in row}  # those that fit no model are not
     return (
         f"Target {facts['target'].get('name') or _target(library, record)}",
         f"engine {(facts.get('engine') or {}).get('name', 'unnamed')}",
         _decoding(facts),
         str(prompts.get("name", options.get("prompts", ""))),
-        f"n = {prompts.get('n', options.get('limit'))}",
+        f"n = {len(decoded) or prompts.get('n', options.get('limit'))}",
         f"{'exactly' if options.get('ignore_end') else 'at most'} {length} tokens",
         *([] if dtype == "float32" else [str(dtype)]),
     )

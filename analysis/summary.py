@@ -14,9 +14,10 @@ from analysis.acceptance import tar_sets
 from analysis.findings import differences
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
-from analysis.table_ir import number
+from analysis.table_ir import interval, number
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
+from selectkd_eval.terminal import WIDTH
 
 _WIDTH = 100  # characters of a line
 
@@ -28,12 +29,22 @@ def one_screen(library: Library, resamples: int) -> str:
     table = [["", *columns]]
     for method in methods:
         table.append([library.label(method), *(cells.get(method, "–") for cells in columns.values())])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    lines += [*_notes(library, resamples), ""]
+    lines = [*_screens(table), *_notes(library, resamples), ""]
     for sentence in differences(library, resamples):
         lines += textwrap.wrap(f"- {sentence}", _WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def _screens(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The table's lines; columns that find no room in a line follow in a table of their own below."""
+    first, *rest = ([cell.ljust(max(map(len, column))) for cell in column] for column in zip(*table, strict=True))
+    while rest:
+        count = 1
+        while count < len(rest) and sum(len(column[0]) + 2 for column in (first, *rest[: count + 1])) - 2 <= WIDTH:
+            count += 1
+        yield from ("  ".join(row).rstrip() for row in zip(first, *rest[:count], strict=True))
+        if rest := rest[count:]:
+            yield ""
 
 
 def _columns(library: Library, resamples: int) -> Iterator[tuple[str, Mapping[Method, str]]]:
@@ -87,4 +98,5 @@ def _notes(library: Library, resamples: int) -> Iterator[str]:
 
 
 def _cell(estimate: Estimate, digits: int) -> str:
-    return f"{number(estimate.value, digits)} [{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
+    limits = f" {interval(estimate, digits)}" if estimate.spread else ""
+    return f"{number(estimate.value, digits)}{limits}"

@@ -141,3 +141,13 @@ def test_a_long_sweep_stays_on_the_page(tmp_path: Path) -> None:
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes)), "no name on another"
     assert figure.legends[0].get_window_extent().y0 >= left.get_window_extent().y1 - 1
     style.close(drawing)
+
+
+def test_a_draft_alone_has_no_axis_of_ratios_beside_others_that_have(tmp_path: Path) -> None:
+    """Nor ticks that lie on each other for want of a point."""
+    make.speedup(tmp_path, [make.card("Start"), make.card("KD", 0)], n=12)
+    make.speedup(tmp_path, make.card("KD", 0), n=14)
+    made = draw("speedup", library(tmp_path), RESAMPLES)
+    shown = [row.axison for row in made.figure.axes[1::3]]
+    style.close(made)
+    assert shown == [True, False]

@@ -232,3 +232,27 @@ def test_one_screen_numbers_the_settings_it_tells_apart(tmp_path: Path) -> None:
     assert lines[1].count("×") == 2
     assert [line for line in lines if line.startswith("(")] == ["(1) engine reference", "(2) engine vllm"]
     assert max(map(len, lines)) <= 100
+
+
+def test_one_screen_of_many_settings_is_no_wider_than_a_line(tmp_path: Path) -> None:
+    for n in range(8, 20):
+        make.speedup(tmp_path, [make.card("Start"), make.card("KD", 0)], n=n)
+    lines = one_screen(library(tmp_path), RESAMPLES).splitlines()
+    assert max(map(len, lines)) <= 120
+    heads = [line for line in lines if "speed-up as draft (" in line]
+    assert len(heads) > 1 and all(sum(f"draft ({place})" in line for line in heads) == 1 for place in range(1, 13))
+    assert sum(line.startswith("KD  ") for line in lines) == len(heads)
+
+
+def test_a_prompt_that_fits_no_model_is_not_counted(tmp_path: Path) -> None:
+    path = make.speedup(tmp_path, make.card("KD", 0), n=12).path
+    lines = path.read_text().splitlines(keepends=True)
+    place, row = next((i, json.loads(line)) for i, line in enumerate(lines) if '"key":"gate/' in line)
+    name = row["prompt"]
+    kept = [line for line in lines if name not in line]
+    kept.insert(
+        place, json.dumps({"key": row["key"], "prompt": name, "error": "too long"}, separators=(",", ":")) + "\n"
+    )
+    path.write_text("".join(kept))
+    (chosen,) = speed.speed_sets(library(tmp_path))
+    assert "n = 11" in chosen.words

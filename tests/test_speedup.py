@@ -233,7 +233,7 @@ def test_a_prompt_across_the_turn_of_a_long_rotary_embedding_is_left_out_too(tin
         {"gamma": (0,)},
         {"gamma": ()},
         {"gamma": (3, 3)},
-        {"gamma": (2, 8)},  # of eight new tokens
+        {"gamma": (2, 7)},  # of eight new tokens, the first from the prefill and the last the target's own
         {"repetitions": 0},
         {"max_new_tokens": 1},
         {"temperature": -1.0},

@@ -104,10 +104,11 @@ def check(options: SpeedupOptions) -> None:
         raise InputError(
             f"--max-new-tokens must be at least 2, the first comes from the prefill; not {options.max_new_tokens}"
         )
-    if (longest := max(options.gamma)) >= options.max_new_tokens:
+    # The first token comes from the prefill, and a call's last one is the target's own.
+    if (longest := max(options.gamma)) > (most := options.max_new_tokens - 2):
         raise InputError(
-            f"--gamma {longest} is longer than what is left of --max-new-tokens {options.max_new_tokens} after the "
-            "first token, so no step can draft so much: lower the one or raise the other"
+            f"--gamma {longest} is more than the {most} tokens that a step can draft with --max-new-tokens "
+            f"{options.max_new_tokens}: lower the one or raise the other"
         )
     if options.temperature < 0 or not 0 < options.top_p <= 1 or options.top_k < 0:
         given = f"--temperature {options.temperature:g} --top-p {options.top_p:g} --top-k {options.top_k}"
