@@ -85,10 +85,18 @@ def greedy_trace(draft: Any | None, vocabulary: int, ids: Sequence[int], decoded
         misplaced = 0
         if where:
             text = decoded.tokens[: where[-1] + 1]
-            q = Warped(text_logits(draft, ids, text, vocabulary), draft.dtype, Sampling(1.0, top_k=1)).at(text)
-            was = torch.tensor(kept, device=q.sure.device)
-            misplaced = int(((was & ~q.possible[where]) | (~was & q.sure[where])).sum())
+            possible, sure = _best(text_logits(draft, ids, text, vocabulary), draft.dtype, text)
+            was = torch.tensor(kept, device=sure.device)
+            misplaced = int(((was & ~possible[where]) | (~was & sure[where])).sum())
     return {"miscounted": int(not adds_up(decoded)), "misplaced": misplaced}
+
+
+def _best(logits: Tensor, dtype: torch.dtype, text: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Whether each token (n,) may be the best of its row of logits, and whether it is so beyond rounding's doubt."""
+    top = logits.topk(min(2, logits.shape[-1]), dim=-1).values
+    slack = TIE_ULPS[dtype] * _ulp(logits.abs().max(-1).values, dtype)
+    mine = logits.gather(-1, torch.tensor(list(text), device=logits.device)[:, None])[:, 0]
+    return mine >= top[:, 0] - slack, mine > top[:, -1] + slack
 
 
 @torch.inference_mode()
@@ -221,8 +229,9 @@ def _supports(scores: Tensor, sampling: Sampling, slack: Tensor) -> tuple[Tensor
     possible, sure = torch.ones_like(scores, dtype=torch.bool), torch.ones_like(scores, dtype=torch.bool)
     if not sampling.cuts:
         return possible, sure
-    values = scores.sort(dim=-1, descending=True).values
     k = sampling.top_k
+    whole = sampling.top_p < 1 or not 0 < k < scores.shape[-1]
+    values = scores.sort(dim=-1, descending=True).values if whole else scores.topk(k + 1, dim=-1).values
     if 0 < k < scores.shape[-1]:
         possible = scores >= values[:, k - 1 : k] - slack
         sure = scores > values[:, k : k + 1] + slack

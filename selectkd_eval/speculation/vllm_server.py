@@ -36,6 +36,9 @@ LONGEST, SHORTEST = 3, 1  # n-grams looked up: vLLM's prompt_lookup_max and _min
 MEMORY = 0.9  # of what is free on a GPU, shared by all servers
 
 
+MOST = 1024  # texts decoded together: one thread each, started when needed
+
+
 class VllmEngine:
     """Arms served by one vLLM server each. `close` ends whatever was started for it."""
 
@@ -52,7 +55,7 @@ class VllmEngine:
     ) -> None:
         self.facts = facts
         self._endpoints, self._ngram, self._close = dict(endpoints), ngram, close
-        self._threads = ThreadPoolExecutor(64, "vllm")
+        self._threads = ThreadPoolExecutor(MOST, "vllm")
         try:
             self._models = {arm: endpoint.model() for arm, endpoint in self._endpoints.items()}
         except BaseException:
