@@ -224,8 +224,14 @@ def refused(found: Sequence[Timed]) -> str:
     return next((word for word in ("text changed", "counts wrong", "not timed") if word in words), "")
 
 
+@lru_cache(maxsize=256)
+def gated(timed: Timed) -> lossless.Verdict:
+    """What the gate found in the record that one draft was timed in."""
+    return lossless.verdict(timed.record.rows)
+
+
 def _refused(timed: Timed) -> str:
-    gate = lossless.verdict(timed.record.rows)
+    gate = gated(timed)
     if gate.passed:
         return ""
     # Checks of plain decoding and of the engine itself (draft below 0) speak for every draft.

@@ -9,13 +9,12 @@ Only decoding of single texts is explained; `speeds` and `speed_explained` compu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from analysis.load import Library
 from analysis.speed import Timed, Way, foretold, refused, speed_sets
 from analysis.table_ir import Block, Cell, Column, Row, Table, number
 from selectkd_eval import speed_explained, speeds
-from selectkd_eval.speed_explained import Prediction
 from selectkd_eval.stats import Estimate
 
 _COST, _TOKENS, _SPEED = "Cost in plain decoding's time per token", "Tokens per target call", "Speed-up, decode only"
@@ -67,7 +66,15 @@ _NAMES = (
 def companions(library: Library, resamples: int) -> list[Table]:
     """What stands below Table 5: every acceptance, and what explains the speed-ups; nothing without timed runs."""
     made = [
-        _table(library, resamples, "table5-acceptance", "Table 5, acceptance. Under every name.", _NAMES, _ACCEPTANCE),
+        _table(
+            library,
+            resamples,
+            "table5-acceptance",
+            "Table 5, acceptance. Under every name.",
+            _NAMES,
+            _ACCEPTANCE,
+            _accepted,
+        ),
         _table(
             library,
             resamples,
@@ -75,24 +82,29 @@ def companions(library: Library, resamples: int) -> list[Table]:
             "Table 5, explained. Acceptance and costs behind the speed-ups.",
             _EXPLAINED,
             _COLUMNS,
+            _explained,
         ),
     ]
     return [table for table in made if table.blocks]
 
 
-def _table(library: Library, resamples: int, name: str, title: str, caption: str, columns: tuple[Column, ...]) -> Table:
+def _table(
+    library: Library,
+    resamples: int,
+    name: str,
+    title: str,
+    caption: str,
+    columns: tuple[Column, ...],
+    cells_of: Callable[[Timed, Way, int], list[Cell]],
+) -> Table:
     """One row per draft and training seed, a block per draft length, single texts alone."""
     blocks = []
     for chosen in speed_sets(library):
         kept = [(method, timed) for method, found in chosen.drafts.items() if not refused(found) for timed in found]
-        curves = [foretold(timed, resamples) if columns is _COLUMNS else [] for _, timed in kept]
         for way in (way for way in chosen.ways if way.batch == 1):
             rows = []
-            for (method, timed), curve in zip(kept, curves, strict=True):
-                if columns is _COLUMNS:
-                    cells = _explained(timed, way, curve, resamples)
-                else:
-                    cells = _accepted(timed, way, resamples)
+            for method, timed in kept:
+                cells = cells_of(timed, way, resamples)
                 seed = timed.card.get("seed")
                 label = library.label(method) + (f", seed {seed}" if seed is not None else "")
                 if any(cell.present for cell in cells):
@@ -120,11 +132,11 @@ def _accepted(timed: Timed, way: Way, resamples: int) -> list[Cell]:
     return cells
 
 
-def _explained(timed: Timed, way: Way, curve: Sequence[Prediction], resamples: int) -> list[Cell]:
+def _explained(timed: Timed, way: Way, resamples: int) -> list[Cell]:
     """Costs, tokens and speed-ups of one draft, and the factors between formula and clock."""
     name = timed.record.path.name
     found = speed_explained.explain(timed.record.rows, timed.arm(way), resamples=resamples)
-    before = next((one for one in curve if one.gamma == way.gamma), None)
+    before = next((one for one in foretold(timed, resamples) if one.gamma == way.gamma), None)
     speed = before.speedup if before else None
     values: list[tuple[float | Estimate | None, int]] = [
         (found.c, 3),

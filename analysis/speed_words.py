@@ -13,7 +13,7 @@ from analysis import speed
 from analysis.load import Library, Method
 from analysis.speed import SpeedSet, Timed, Way
 from analysis.table_ir import interval, number, verdict
-from selectkd_eval import lossless, speed_links, speeds
+from selectkd_eval import lossless, speed_explained, speed_links, speeds
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
 
@@ -95,15 +95,14 @@ def lengths(found: Sequence[Timed], resamples: int) -> str:
     """The draft length that is predicted to be the fastest, and how sure that is; empty where nothing is predicted."""
     parts = []
     for timed in found:
-        curve = [one for one in speed.foretold(timed, resamples) if one.speedup and one.best is not None]
-        if not curve:
+        curve = speed.foretold(timed, resamples)
+        if (top := speed_explained.fastest(curve)) is None:
             continue
-        best = max(curve, key=lambda one: one.speedup.value if one.speedup else 0.0)
-        assert best.speedup is not None and best.best is not None
+        best, value, share = top
         seed = f"seed {timed.card.get('seed')}: " if len(found) > 1 else ""
         parts.append(
-            f"{seed}of γ = 1 to {len(curve)}, {best.gamma} is predicted to be the fastest, "
-            f"×{number(best.speedup.value, 2)} decode only, and is for {100 * best.best:.0f} % of resampled prompts"
+            f"{seed}of γ = 1 to {curve[-1].gamma}, {best.gamma} is predicted to be the fastest, "
+            f"×{number(value.value, 2)} decode only, and is for {100 * share:.0f} % of resampled prompts"
         )
     return "; ".join(parts)
 
@@ -129,7 +128,7 @@ def links(chosen: SpeedSet, resamples: int) -> list[str]:
 
 def _checks(timed: Timed) -> list[lossless.Check]:
     """The checks of one draft, of plain decoding and of the engine."""
-    return [check for check in lossless.verdict(timed.record.rows).checks if check.draft in (timed.place, -1, -2)]
+    return [check for check in speed.gated(timed).checks if check.draft in (timed.place, -1, -2)]
 
 
 def _refusals(library: Library, chosen: SpeedSet) -> Iterator[str]:

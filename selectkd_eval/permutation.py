@@ -58,7 +58,7 @@ def swap_test(
     prompts at random, and both ratios computed anew: the denominators are swapped too. Equal denominators leave a sum
     of differences, whose test is `sign_flip`. A swap that leaves one side without a denominator counts as far out.
     """
-    a, b = (np.array([num, den], dtype=np.float64) for num, den in ((num_a, den_a), (num_b, den_b)))
+    a, b = _sides(num_a, den_a, num_b, den_b)
     if not a[1].sum() or not b[1].sum():
         return float("nan"), "no data"
     if (a[1] == b[1]).all():
@@ -80,7 +80,7 @@ def ratio_swap_test(
     Where both have the same numerators prompt by prompt (two drafts against one plain decoding), these cancel, and what
     is left of the denominators grows with their difference alone, whose test is `sign_flip`.
     """
-    a, b = (np.array([num, den], dtype=np.float64) for num, den in ((num_a, den_a), (num_b, den_b)))
+    a, b = _sides(num_a, den_a, num_b, den_b)
     if not (a.sum(axis=1) > 0).all() or not (b.sum(axis=1) > 0).all():
         return float("nan"), "no data"
     for same, other in ((0, 1), (1, 0)):
@@ -95,13 +95,18 @@ def mean_swap_test(
     """The same of the mean over tasks of the two ratios' difference; a task is (num_a, den_a, num_b, den_b)."""
     observed, drawn = 0.0, np.zeros(resamples)
     for index, (num_a, den_a, num_b, den_b) in enumerate(tasks):
-        a, b = (np.array([num, den], dtype=np.float64) for num, den in ((num_a, den_a), (num_b, den_b)))
+        a, b = _sides(num_a, den_a, num_b, den_b)
         if not a[1].sum() or not b[1].sum():
             return float("nan"), "no data"
         # A seed of its own per task: equal sizes must not make two tasks move together.
         gap, gaps = _swapped(a, b, resamples, np.random.SeedSequence([seed, index, a.shape[1]]))
         observed, drawn = observed + gap, drawn + gaps
     return _drawn_p(observed, drawn)
+
+
+def _sides(num_a: ArrayLike, den_a: ArrayLike, num_b: ArrayLike, den_b: ArrayLike) -> tuple[Floats, Floats]:
+    """Numerators and denominators of each side, (2, N)."""
+    return np.array([num_a, den_a], dtype=np.float64), np.array([num_b, den_b], dtype=np.float64)
 
 
 def _drawn_p(observed: float, drawn: Floats) -> tuple[float, str]:

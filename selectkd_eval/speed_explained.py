@@ -197,6 +197,14 @@ def predicted(
     return found if expected is None else _with_speed(found, expected, clocked, resamples, seed)
 
 
+def fastest(found: Iterable[Prediction]) -> tuple[Prediction, Estimate, float] | None:
+    """The draft length that is predicted to be the fastest, its speed-up, and the share of resamples in which it is;
+    None where that is not known.
+    """
+    known = [(one, one.speedup, one.best) for one in found if one.speedup is not None and one.best is not None]
+    return max(known, key=lambda one: one[1].value, default=None)
+
+
 def _survival(rows: Sequence[Row], arm: Arm, task: str | None) -> list[float]:
     """Tokens per target call at draft lengths 0, 1, ... from one arm's trace; empty without one."""
     _, _, table = speeds.step_counts(rows, arm, task)

@@ -166,7 +166,7 @@ def _notes(facts: Facts, rows: list[Row], names: Sequence[str], foreseen: Forese
         f"[ ] 95 % over {_units(rows)}, medians of {_repetitions(rows)} repetitions, arms in turns within each prompt; "
         "plain decoding against itself should cover 1"
     )
-    if any(_sizes(rows)[batch] < FEW for batch in speeds.batches(rows)):
+    if min(_sizes(rows).values(), default=FEW) < FEW:
         yield (
             f"fewer than {FEW} of them: such intervals are too narrow (simulated, they cover 81 % with 4, 87 % with 8 "
             "and 92 % with 16 where 95 % is claimed); raise --limit before anything rests on them"
@@ -179,7 +179,7 @@ def _notes(facts: Facts, rows: list[Row], names: Sequence[str], foreseen: Forese
                 f"plain decoding timed twice{at} differs from itself, ×{_cell(again)}: this timing is not settled, "
                 "measure again on an idle machine"
             )
-    if any(arm_costs(rows)):
+    if any(speed_explained.in_place(rows, arm) for arm in speeds.arms(rows)):
         yield (
             "why: c is a draft call, v verifying, o accepting and cutting caches, in plain decoding's seconds per "
             "token, timed inside the runs; Leviathan's formula knows alpha and c; the factors are what it gets wrong "
@@ -220,21 +220,14 @@ def _spent(facts: Facts, rows: list[Row], names: Sequence[str]) -> Iterator[str]
 
 def _best(found: Sequence[speed_explained.Prediction]) -> str:
     """Which draft length the prediction finds fastest, and how sure it is of that."""
-    timed = [one for one in found if one.speedup is not None and one.best is not None]
-    if not timed:
+    if (top := speed_explained.fastest(found)) is None:
         return ""
-    top = max(timed, key=lambda one: one.speedup.value if one.speedup else 0.0)
-    assert top.speedup is not None and top.best is not None
-    lost = [f"γ = {one.gamma} loses {one.regret:.1%}" for one in timed if one.measured is not None and one.regret]
+    one, speed, share = top
+    lost = [f"γ = {other.gamma} loses {other.regret:.1%}" for other in found if other.measured and other.regret]
     return (
-        f"predicted best of γ = 1 to {found[-1].gamma}: {top.gamma} (×{_cell(top.speedup)} decode only; the "
-        f"best in {top.best:.0%} of resamples{''.join(f'; {words}' for words in lost)})"
+        f"predicted best of γ = 1 to {found[-1].gamma}: {one.gamma} (×{_cell(speed)} decode only; the "
+        f"best in {share:.0%} of resamples{''.join(f'; {words}' for words in lost)})"
     )
-
-
-def arm_costs(rows: Sequence[Row]) -> Iterator[bool]:
-    """Whether each arm's runs have timers of their stages."""
-    return (speed_explained.in_place(rows, arm) is not None for arm in speeds.arms(rows))
 
 
 def _repetitions(rows: Iterable[Row]) -> int:

@@ -91,11 +91,16 @@ class Engine(Protocol):
         ...
 
 
-def check_length(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
-    """Raise InputError when there is nothing to decode or the model has too few positions for the text."""
-    total = len(prompt) + new_tokens
+def check_request(prompt: Sequence[int], new_tokens: int) -> None:
+    """Raise InputError when there is nothing to decode."""
     if not prompt or new_tokens < 1:
         raise InputError(f"decoding needs a prompt and at least 1 new token, got {len(prompt)} and {new_tokens}")
+
+
+def check_length(model: Any, prompt: Sequence[int], new_tokens: int) -> None:
+    """Raise InputError when there is nothing to decode or the model has too few positions for the text."""
+    check_request(prompt, new_tokens)
+    total = len(prompt) + new_tokens
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and total > limit:
         raise InputError(

@@ -85,18 +85,14 @@ def greedy_trace(draft: Any | None, vocabulary: int, ids: Sequence[int], decoded
         misplaced = 0
         if where:
             text = decoded.tokens[: where[-1] + 1]
-            possible, sure = _best(text_logits(draft, ids, text, vocabulary), draft.dtype, text)
-            was = torch.tensor(kept, device=sure.device)
-            misplaced = int(((was & ~possible[where]) | (~was & sure[where])).sum())
+            q = text_logits(draft, ids, text, vocabulary)
+            x = torch.tensor(text, device=q.device)[:, None]
+            # The draft's best is what a cut to one token keeps; no distribution over the whole vocabulary is needed.
+            kept_by = _supports(q, Sampling(1.0, top_k=1), _slack(q, draft.dtype))
+            possible, sure = (table.gather(1, x)[where, 0] for table in kept_by)
+            was = torch.tensor(kept, device=q.device)
+            misplaced = int(((was & ~possible) | (~was & sure)).sum())
     return {"miscounted": int(not adds_up(decoded)), "misplaced": misplaced}
-
-
-def _best(logits: Tensor, dtype: torch.dtype, text: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Whether each token (n,) may be the best of its row of logits, and whether it is so beyond rounding's doubt."""
-    top = logits.topk(min(2, logits.shape[-1]), dim=-1).values
-    slack = TIE_ULPS[dtype] * _ulp(logits.abs().max(-1).values, dtype)
-    mine = logits.gather(-1, torch.tensor(list(text), device=logits.device)[:, None])[:, 0]
-    return mine >= top[:, 0] - slack, mine > top[:, -1] + slack
 
 
 @torch.inference_mode()
@@ -199,8 +195,7 @@ class Warped:
 
     def __init__(self, logits: Tensor, dtype: torch.dtype, sampling: Sampling) -> None:
         self.table = sampling.probabilities(logits)
-        ulp = _ulp(logits.abs().max(-1, keepdim=True).values, dtype)
-        self.slack = TIE_ULPS[dtype] * ulp / sampling.temperature
+        self.slack = _slack(logits, dtype) / sampling.temperature
         self.whole = torch.softmax(logits / sampling.temperature, dim=-1)
         self.possible, self.sure = _supports(logits / sampling.temperature, sampling, self.slack)
 
@@ -245,6 +240,11 @@ def _supports(scores: Tensor, sampling: Sampling, slack: Tensor) -> tuple[Tensor
         possible = possible & (above < sampling.top_p + slack)
         sure = sure & (around - torch.softmax(scores, dim=-1) < sampling.top_p - slack)
     return possible, sure
+
+
+def _slack(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(n, 1)``: how far two engines' differences of two logits of a row may lie apart by rounding."""
+    return TIE_ULPS[dtype] * _ulp(logits.abs().max(-1, keepdim=True).values, dtype)
 
 
 def _ulp(largest: Tensor, dtype: torch.dtype) -> Tensor:

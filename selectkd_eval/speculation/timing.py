@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from selectkd_eval.speculation.asking import Asked, Asking
 from selectkd_eval.speculation.engine import Decoded, Engine, Request
 from selectkd_eval.speculation.machine import Load, Meter
 from selectkd_eval.speculation.quiet import quiet
+from selectkd_eval.speculation.stages import STAGES
 from selectkd_eval.speeds import PLAIN, Arm
 
 
@@ -116,13 +117,11 @@ def counts(decoded: Sequence[Decoded]) -> dict[str, Any]:
     accepted = [count for one in decoded for count in one.accepted]
     overlaps = [one.overlap for one in decoded]
     known = [value for some in overlaps if some is not None for value in some]
+    # Of several texts at once the stages overlap: the sum of their times is nobody's time.
+    alone = decoded[0] if len(decoded) == 1 else None
     return {
-        "decode_s": _sum(decoded, lambda one: one.decode_s),
+        **{f"{stage}_s": getattr(alone, f"{stage}_s", None) for stage in ("decode", *STAGES)},
         "decode_tokens": sum(one.decode_tokens for one in decoded),
-        "draft_s": _sum(decoded, lambda one: one.draft_s),
-        "verify_s": _sum(decoded, lambda one: one.verify_s),
-        "accept_s": _sum(decoded, lambda one: one.accept_s),
-        "crop_s": _sum(decoded, lambda one: one.crop_s),
         "tokens": len(drafted) + sum(accepted),
         "steps": len(drafted),
         "drafted": sum(drafted),
@@ -132,8 +131,3 @@ def counts(decoded: Sequence[Decoded]) -> dict[str, Any]:
         "accepted_per_step": accepted if any(drafted) else [],
         "overlap": None if None in overlaps else [round(value, 5) for value in known],
     }
-
-
-def _sum(decoded: Sequence[Decoded], seconds: Callable[[Decoded], float | None]) -> float | None:
-    """Of several texts at once, their stages overlap: the sum of their times is nobody's time."""
-    return seconds(decoded[0]) if len(decoded) == 1 else None

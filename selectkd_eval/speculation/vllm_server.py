@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from selectkd_eval.errors import InputError
 from selectkd_eval.sampling import GREEDY, Sampling
-from selectkd_eval.speculation.engine import Decoded, Request
+from selectkd_eval.speculation.engine import Decoded, Request, check_request
 from selectkd_eval.speculation.vllm_endpoint import Endpoint
 from selectkd_eval.speculation.vllm_models import Files, files_for
 from selectkd_eval.speculation.vllm_process import Server, find
@@ -34,8 +34,6 @@ from selectkd_eval.verbs import SpeedupOptions
 
 LONGEST, SHORTEST = 3, 1  # n-grams looked up: vLLM's prompt_lookup_max and _min
 MEMORY = 0.9  # of what is free on a GPU, shared by all servers
-
-
 MOST = 1024  # texts decoded together: one thread each, started when needed
 
 
@@ -90,10 +88,7 @@ class VllmEngine:
         if place not in self._endpoints:
             raise InputError(f"no vLLM server decodes with gamma {arm.gamma}: add it to --gamma or --server")
         name, positions = self._models[place]
-        if not request.ids or request.new_tokens < 1:
-            raise InputError(
-                f"decoding needs a prompt and at least 1 new token, got {len(request.ids)} and {request.new_tokens}"
-            )
+        check_request(request.ids, request.new_tokens)
         if positions is not None and len(request.ids) + request.new_tokens > positions:
             raise InputError(  # vLLM itself would write fewer tokens and not say so
                 f"a prompt of {len(request.ids)} tokens and {request.new_tokens} new ones do not fit the {positions} "
