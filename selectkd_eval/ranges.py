@@ -42,13 +42,18 @@ SMALLEST = {
     "repeats": 1,
     "requests_per_minute": 0,
     "tokens_per_minute": 0,
+    "held_out": 0,
+    "scalars": 0,
+    "items": 0,
+    "cache_mb": 0,
 }
 NOT_NEGATIVE = (
-    "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout", "max_cost"
+    "temperature", "generation_temperature", "warmup", "weight_decay", "clip", "tie_band", "lora_dropout", "max_cost",
+    "tolerance", "margin",
 )  # fmt: skip
 MAY_BE_EMPTY = ("--exclude", "--sandbox-packages")  # nothing excluded, no package beside the standard library
 SHARES = ("warmup", "lora_dropout")
-ABOVE_ZERO = ("cpu_seconds",)
+ABOVE_ZERO = ("cpu_seconds", "radius", "rise")
 
 
 def check(options: Any) -> None:
@@ -63,7 +68,7 @@ def check(options: Any) -> None:
             raise InputError(f"{flag} must be at least {SMALLEST[field.name]}, but {value} was given")
         elif field.name in NOT_NEGATIVE and value is not None and value < 0:
             raise InputError(f"{flag} must not be negative, but {value} was given")
-        elif field.name in ABOVE_ZERO and value <= 0:
+        elif field.name in ABOVE_ZERO and value is not None and value <= 0:
             raise InputError(f"{flag} must be above 0, but {value:g} was given")
         elif field.name in SHARES and value > 1:
             raise InputError(f"{flag} is a share and at most 1, but {value} was given")

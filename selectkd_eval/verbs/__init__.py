@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from selectkd_eval.verbs.exchange import ExportOptions, ImportOptions, PackOptions
 from selectkd_eval.verbs.judging import AnswerOptions, WinrateOptions
 from selectkd_eval.verbs.measuring import (
     DemoOptions,
@@ -33,10 +34,10 @@ from selectkd_eval.verbs.run import RECORDS, ModelRun, Run, all_options, jsonabl
 from selectkd_eval.verbs.training import Normaliser, TrainOptions, VerifierName
 
 __all__ = [
-    "RECORDS", "VERBS", "AnswerOptions", "AuditOptions", "DemoOptions", "FigureOptions", "LandscapeOptions",
-    "ListOptions", "ModelRun", "Normaliser", "PasskOptions", "RegradeOptions", "ReportOptions", "Run", "ShowOptions",
-    "SpeedupOptions", "TableOptions", "TarOptions", "TrainOptions", "Verb", "VerifierName", "WinrateOptions",
-    "all_options", "jsonable", "result_options", "runtime",
+    "RECORDS", "VERBS", "AnswerOptions", "AuditOptions", "DemoOptions", "ExportOptions", "FigureOptions",
+    "ImportOptions", "LandscapeOptions", "ListOptions", "ModelRun", "Normaliser", "PackOptions", "PasskOptions",
+    "RegradeOptions", "ReportOptions", "Run", "ShowOptions", "SpeedupOptions", "TableOptions", "TarOptions",
+    "TrainOptions", "Verb", "VerifierName", "WinrateOptions", "all_options", "jsonable", "result_options", "runtime",
 ]  # fmt: skip
 
 
@@ -63,6 +64,14 @@ VERBS: dict[str, Verb] = {
     "figure": Verb(FigureOptions, "analysis.figures:run", "a figure from records", True),
     "report": Verb(ReportOptions, "analysis.report:run", "one self-contained HTML page from records"),
     "audit": Verb(AuditOptions, "analysis.audit:run", "is a results table possible as it is printed?", True),
+    "import": Verb(
+        ImportOptions,
+        "selectkd_eval.exchange.importing:run",
+        "other tools' results as records",
+        True,
+    ),
+    "export": Verb(ExportOptions, "analysis.export:run", "records for trackers and other tools", True),
+    "pack": Verb(PackOptions, "analysis.pack:run", "all rows as Parquet"),
     "show": Verb(ShowOptions, "analysis.show:run", "what one record holds", True),
     "list": Verb(ListOptions, "selectkd_eval.listing:run", "recipes, protocols, prompt sets, records", True),
 }

@@ -160,13 +160,36 @@ class LandscapeOptions(ModelRun):
     sequences: int = 32
     """Sequences in the batch."""
     grid: int = 11
-    """Points per axis; odd, so that the model itself is on the grid."""
-    radius: float = 0.5
-    """Half-width of the plane in units of the weights' own row norms; the same for every student."""
+    """Points per axis; odd, so that the model itself is on the grid. 51 measures every point of a picture."""
+    radius: float | None = None
+    """Half-width of the plane in units of the weights' own row norms, the same for every student; by default where the
+    loss has risen by --rise."""
+    rise: float = 1.0
+    """The automatic radius: the students' mean rise of the loss, in nats, at the plane's edge."""
     directions: int = 1
     """Direction seeds: one plane per seed, starting at --seed."""
+    moved: Literal["all", "blocks"] = "all"
+    """Which matrices move: all of them, or those of the blocks alone (embedding and output layer stay)."""
+    held_out: int = 16
+    """Off-grid points per plane that are measured to see how far the interpolation is off."""
+    tolerance: float = 0.005
+    """Refine the grid where it matters until the interpolation is off by no more than this share of the range."""
+    metric: tuple[Literal["tar", "alpha", "accuracy"], ...] = ()
+    """Measured at every point beside the loss: greedy TAR, alpha, or how often the likeliest token is the text's."""
+    scalars: int = 16
+    """Directions of the scalars (curvature, flatness at two radii, sharpness); 0 leaves them out."""
+    hessian: bool = False
+    """Also the Hessian's largest eigenvalues, by Lanczos."""
+    k: int = 5
+    """Ranks of --metric tar."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the students' forward passes; weights are moved in float32 either way."""
+    share: str = ""
+    """K/N: measure share K (from 1) of N, each a record of its own, on as many processes or GPUs as there are."""
     batch_size: int = runtime(32)
     """Sequences per forward pass."""
+    cache_mb: int = runtime(2048)
+    """Keep the teacher's log-probabilities up to so many MB; above it its hidden states, a product dearer each time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,19 @@ class TableOptions:
     """A paper-style table from records alone."""
 
     number: int
-    """The paper's table: 1 win rates, 2 pass@1, 4 ablation, 5 speculative decoding."""
+    """The paper's table: 1 win rates, 2 pass@1, 3 vision tasks (imported), 4 and 6 ablation, 5 speculative decoding."""
     records: Path = RECORDS
     """Directory of the records."""
     out: Path = Path("reports/tables")
-    """Where the .md, .tex and .json go."""
+    """Where the .md, .tex, .html and .json go."""
     protocol: str = ""
     """Judging protocol of the win rates, by name or hash, where the records follow several."""
     paper: bool = False
-    """Set the published numbers beside ours; for table 5."""
+    """Set the published numbers beside ours where models and protocol are the paper's."""
+    ci: Literal["inline", "row", "none"] = "inline"
+    """Where the 95 % intervals stand: behind the number, in a row below it, or in the JSON alone."""
+    siunitx: bool = False
+    """LaTeX with siunitx columns, aligned at the decimal point."""
     resamples: int = 10_000
     """Bootstrap resamples."""
 
@@ -31,12 +35,22 @@ class TableOptions:
 class FigureOptions:
     """A figure from records alone."""
 
-    what: Literal["tar", "landscape", "winrate", "passk", "speedup", "training"]
-    """Which figure."""
+    what: Literal[
+        "winrate", "passk", "curves", "training", "teachers", "tar", "theorem", "breakdown", "landscape", "speedup",
+        "judges",
+        "1", "3a", "3b", "4a", "4b", "5",
+    ]  # fmt: skip
+    """Which figure, by name or by its number in the paper."""
     records: Path = RECORDS
     """Directory of the records."""
     out: Path = Path("reports/figures")
-    """Where the .png, .svg and .pdf go."""
+    """Where the .png, .svg, .pdf and .json go."""
+    columns: Literal[1, 2] = 2
+    """Width for one or for two columns of a page."""
+    style: Literal["bars", "dots"] = "bars"
+    """Rates as bars from 0, or as dots on an axis that may begin elsewhere."""
+    margin: float = 2.0
+    """Points within which two methods count as equivalent; for the judges' figure."""
     protocol: str = ""
     """Judging protocol of the win rates, by name or hash, where the records follow several."""
     resamples: int = 10_000
@@ -53,6 +67,10 @@ class ReportOptions:
     """The page."""
     title: str = "selectkd-eval report"
     """Its heading."""
+    items: int = 20_000
+    """Rows of the item explorer at most, and no more than keep the page below a megabyte; 0 leaves it out."""
+    state: Path | None = None
+    """Where the state of reproduction goes; by default README.md beside the page."""
     resamples: int = 10_000
     """Bootstrap resamples."""
 
