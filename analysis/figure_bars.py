@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.pass_columns import Column
-from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, look
+from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, Settings, look
 from analysis.table_ir import number, signed
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
@@ -28,9 +28,9 @@ CROWD = 10  # more bars than this in a panel do not have room for words
 _WORDS = {"passk": ("pass@1", "pass@1 (%)"), "winrate": ("win rate", "win rate (%)")}
 
 
-def rates(library: Library, kind: str, resamples: int) -> Drawing:
+def rates(library: Library, kind: str, settings: Settings) -> Drawing:
     """Grouped bars of pass@1 or of win rates, one panel per column, with the paired differences below."""
-    grid = Grid(library, kind, resamples)  # type: ignore[arg-type]
+    grid = Grid(library, kind, settings.resamples)  # type: ignore[arg-type]
     if not grid.columns:
         raise InputError(f"the {kind} figure needs {kind} records: run `selectkd-eval {kind}` first")
     count = len(grid.columns)

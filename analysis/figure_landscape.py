@@ -21,7 +21,7 @@ from scipy.interpolate import RectBivariateSpline
 from scipy.stats import t as student_t
 
 from analysis.load import Library, Method
-from analysis.style import TWO_COLUMNS, Drawing, look
+from analysis.style import TWO_COLUMNS, Drawing, Settings, look
 from analysis.table_ir import number
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
@@ -42,7 +42,7 @@ class Plane(NamedTuple):
     surfaces: dict[int, Surface]
 
 
-def landscape(library: Library) -> Drawing:
+def landscape(library: Library, settings: Settings) -> Drawing:
     """Surfaces, contours and the radial profile of every student."""
     found = library.of("landscape")
     if not found:

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis import speed
 from analysis.load import Library, Method
 from analysis.speed import SpeedSet, Way
-from analysis.style import ERROR, INK, PALE, TWO_COLUMNS, Drawing, Look, ink, told_apart
+from analysis.style import ERROR, INK, PALE, TWO_COLUMNS, Drawing, Look, Settings, ink, told_apart
 from analysis.table_ir import number
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
@@ -61,11 +61,11 @@ class Panel:
         return any(self.curves.values()) or any(point.decode and point.way.batch == 1 for point in self.points)
 
 
-def speedups(library: Library, resamples: int) -> Drawing:
+def speedups(library: Library, settings: Settings) -> Drawing:
     """Speed-up of every draft by draft length, its ratio to the reference draft, and the predicted curves."""
     if not library.of("speedup"):
         raise InputError("the speedup figure needs speedup records: run `selectkd-eval speedup` first")
-    panels = [panel for chosen in speed.speed_sets(library) if (panel := _panel(chosen, resamples)).points]
+    panels = [panel for chosen in speed.speed_sets(library) if (panel := _panel(chosen, settings.resamples)).points]
     if not panels:
         raise InputError("no speedup record's text passed under speculation, so there is no speed-up to draw")
     methods = sorted({method for panel in panels for method in panel.methods}, key=lambda method: method.order)

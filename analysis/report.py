@@ -21,7 +21,7 @@ from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
 from analysis.protocols import protocols, under
 from analysis.speed_explanation import companions
-from analysis.style import close, encode
+from analysis.style import Settings, close, encode
 from analysis.summary import one_screen
 from analysis.tables import JUDGED, build
 from selectkd_eval import __version__, stats
@@ -165,7 +165,7 @@ def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Pic
 
 
 def _picture(name: str, records: Library, resamples: int) -> Picture:
-    drawing = draw(name, records, resamples)
+    drawing = draw(name, records, Settings(resamples))
     print(f"drew {name}", file=sys.stderr)
     width = round(_PIXELS * float(drawing.figure.get_size_inches()[0]))
     data = base64.b64encode(encode(drawing, "png", _DPI)).decode()

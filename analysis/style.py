@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 
@@ -65,6 +65,23 @@ _RC: Any = {
     "svg.hashsalt": "selectkd-eval",
 }
 ERROR: dict[str, Any] = {"ecolor": INK, "elinewidth": 0.9, "capsize": 2.2}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a figure is to be drawn: bootstrap resamples, columns of a page that it spans, rates as bars or dots, and the
+    points within which two methods count as equivalent.
+    """
+
+    resamples: int = 10_000
+    columns: Literal[1, 2] = 2
+    style: Literal["bars", "dots"] = "bars"
+    margin: float = 2.0
+
+
+def width(settings: Settings) -> float:
+    """Inches from edge to edge."""
+    return ONE_COLUMN if settings.columns == 1 else TWO_COLUMNS
 
 
 class Look(NamedTuple):

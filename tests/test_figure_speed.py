@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from analysis import speed, style
 from analysis.figures import draw
 from analysis.load import Library, library
-from analysis.style import Drawing
+from analysis.style import Drawing, Settings
 
 RESAMPLES = 200
+SETTINGS = Settings(RESAMPLES)
 NAMES = ("Start", "SFT-control", "KD", "KD + Top-k", "KD + Spec-k")
 
 
@@ -38,7 +39,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 @pytest.fixture(scope="module")
 def drawing(records: Library) -> Iterator[Drawing]:
-    made = draw("speedup", records, RESAMPLES)
+    made = draw("speedup", records, SETTINGS)
     yield made
     style.close(made)
 
@@ -90,7 +91,7 @@ def test_the_curve_is_the_prediction_and_passes_its_points(drawing: Drawing) -> 
 
 
 def test_the_same_records_give_the_same_bytes(drawing: Drawing, records: Library) -> None:
-    again = draw("speedup", records, RESAMPLES)
+    again = draw("speedup", records, SETTINGS)
     for form in style.FORMATS:
         one, two = (hashlib.sha256(style.encode(one, form, 50)).hexdigest() for one in (drawing, again))
         assert one == two, form
@@ -112,7 +113,7 @@ def test_no_two_drafts_look_alike_and_students_keep_their_colours(tmp_path: Path
 def test_engines_have_rows_of_panels_of_their_own(tmp_path: Path) -> None:
     make.speedup(tmp_path, drafts()[1:3], n=8)
     make.speedup(tmp_path, drafts()[1:3], n=8, engine="vllm", batches=(1, 4))
-    drawing = draw("speedup", library(tmp_path), RESAMPLES)
+    drawing = draw("speedup", library(tmp_path), SETTINGS)
     titles = [axis.get_title(loc="left") for axis in drawing.figure.axes if axis.get_title(loc="left")]
     style.close(drawing)
     assert titles == ["engine reference", "engine vllm"]
@@ -122,7 +123,7 @@ def test_engines_have_rows_of_panels_of_their_own(tmp_path: Path) -> None:
 
 def test_one_draft_has_no_ratio_and_an_engine_without_timers_no_curve(tmp_path: Path) -> None:
     make.speedup(tmp_path, make.card("KD", 0), n=8, engine="vllm", batches=(4,), text=False)
-    drawing = draw("speedup", library(tmp_path), RESAMPLES)
+    drawing = draw("speedup", library(tmp_path), SETTINGS)
     style.close(drawing)
     assert len(drawing.figure.axes) == 1
     assert "Middle" not in drawing.caption and "Right" not in drawing.caption
@@ -132,7 +133,7 @@ def test_one_draft_has_no_ratio_and_an_engine_without_timers_no_curve(tmp_path: 
 def test_a_long_sweep_stays_on_the_page(tmp_path: Path) -> None:
     """Six drafts at eight lengths: names beside their rows, the legend above the panels."""
     make.speedup(tmp_path, drafts(), n=4, gammas=tuple(range(1, 9)))
-    drawing = draw("speedup", library(tmp_path), 50)
+    drawing = draw("speedup", library(tmp_path), Settings(50))
     figure = drawing.figure
     figure.canvas.draw()
     left = figure.axes[0]
@@ -147,7 +148,7 @@ def test_a_draft_alone_has_no_axis_of_ratios_beside_others_that_have(tmp_path: P
     """Nor ticks that lie on each other for want of a point."""
     make.speedup(tmp_path, [make.card("Start"), make.card("KD", 0)], n=12)
     make.speedup(tmp_path, make.card("KD", 0), n=14)
-    made = draw("speedup", library(tmp_path), RESAMPLES)
+    made = draw("speedup", library(tmp_path), SETTINGS)
     shown = [row.axison for row in made.figure.axes[1::3]]
     style.close(made)
     assert shown == [True, False]

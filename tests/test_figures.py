@@ -17,11 +17,12 @@ from analysis import style
 from analysis.acceptance import tar_sets
 from analysis.figures import FIGURES, draw, run
 from analysis.load import Library, library
-from analysis.style import Drawing
+from analysis.style import Drawing, Settings
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import FigureOptions
 
 RESAMPLES = 100
+SETTINGS = Settings(RESAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 @pytest.fixture(scope="module")
 def drawings(full: Library) -> Iterator[dict[str, Drawing]]:
-    made = {name: draw(name, full, RESAMPLES) for name in FIGURES}
+    made = {name: draw(name, full, SETTINGS) for name in FIGURES}
     yield made
     for drawing in made.values():
         style.close(drawing)
@@ -39,7 +40,7 @@ def drawings(full: Library) -> Iterator[dict[str, Drawing]]:
 
 @pytest.mark.parametrize("what", ["passk", "tar", "landscape"])
 def test_drawn_twice_it_is_the_same_bytes(full: Library, drawings: dict[str, Drawing], what: str) -> None:
-    again = draw(what, full, RESAMPLES)
+    again = draw(what, full, SETTINGS)
     for form in style.FORMATS:
         one, two = (style.encode(d, form, dpi=60) for d in (drawings[what], again))
         assert hashlib.sha256(one).hexdigest() == hashlib.sha256(two).hexdigest(), form
@@ -57,7 +58,7 @@ def test_a_users_own_settings_do_not_change_the_picture(full: Library, drawings:
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
-        other = draw("speedup", full, RESAMPLES)
+        other = draw("speedup", full, SETTINGS)
         assert style.encode(other, "png", 50) == style.encode(drawings["speedup"], "png", 50)
     style.close(other)
 
@@ -133,7 +134,7 @@ def test_landscapes_that_cannot_be_compared_are_refused(tmp_path: Path, change: 
     make.landscape(tmp_path, [make.card("KD", 0)], grid=5)
     make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5, **change)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=said):
-        draw("landscape", library(tmp_path), RESAMPLES)
+        draw("landscape", library(tmp_path), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_other_directions_are_refused_too(tmp_path: Path, said: str, fact: str, 
     assert fact in text
     record.path.write_text(text.replace(fact, other))
     with pytest.raises(InputError, match=f"their {said} differs"):
-        draw("landscape", library(tmp_path), RESAMPLES)
+        draw("landscape", library(tmp_path), SETTINGS)
 
 
 def test_a_losing_teacher_is_refused_too(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_losing_teacher_is_refused_too(tmp_path: Path) -> None:
     record = make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5)
     record.path.write_text(record.path.read_text().replace(make.card("Teacher")["fingerprint"], "another"))
     with pytest.raises(InputError, match="teacher differs"):
-        draw("landscape", library(tmp_path), RESAMPLES)
+        draw("landscape", library(tmp_path), SETTINGS)
 
 
 def test_training_seeds_make_a_band_and_one_divergence_a_panel(drawings: dict[str, Drawing]) -> None:
@@ -174,7 +175,7 @@ def test_losses_averaged_or_skewed_otherwise_are_not_on_one_scale(tmp_path: Path
     }
     for method, training in own.items():
         make.train(tmp_path, make.card(method, 0, **training))
-    drawing = draw("training", library(tmp_path), RESAMPLES)
+    drawing = draw("training", library(tmp_path), SETTINGS)
     compared = {name.split(":")[0] for name in drawing.data if "validation loss" in name}
     style.close(drawing)
     assert compared == {"KD", "TAID"}
@@ -193,7 +194,7 @@ def test_colours_tell_families_apart_and_lines_the_gates(tmp_path: Path) -> None
 def test_a_legend_of_many_methods_stays_on_the_page(tmp_path: Path) -> None:
     for number in range(30):
         make.train(tmp_path, make.card(f"A method with a long name, number {number}", 0), steps=2, every=1)
-    drawing = draw("training", library(tmp_path), RESAMPLES)
+    drawing = draw("training", library(tmp_path), SETTINGS)
     drawing.figure.canvas.draw()
     [legend] = drawing.figure.legends
     box, page = legend.get_window_extent(), drawing.figure.bbox
@@ -206,7 +207,7 @@ def test_a_legend_of_many_methods_stays_on_the_page(tmp_path: Path) -> None:
 def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) -> None:
     cards = [make.card(method, seed) for method in ("KD", "KD + Spec-k") for seed in (0, 1) for _ in range(2)]
     make.tar(tmp_path, cards, [10, 20] * 4, n=12)
-    drawing = draw("tar", library(tmp_path), RESAMPLES)
+    drawing = draw("tar", library(tmp_path), SETTINGS)
     assert sorted(drawing.data) == ["mini-stories:validation alpha KD", "mini-stories:validation alpha KD + Spec-k"]
     assert [point[1] for point in drawing.data["mini-stories:validation alpha KD"]] == [10, 20], "seeds are pooled"
     style.close(drawing)
@@ -226,7 +227,7 @@ def test_a_landscape_with_a_gap_is_drawn_as_far_as_it_is_known(tmp_path: Path) -
     gap = next(i for i, line in enumerate(lines) if '"key":"0/1/4/2"' in line)
     lines[gap] = re.sub(r'"loss_sum":[^,]+', '"error":"not finite"', lines[gap])
     record.path.write_text("".join(lines))
-    drawing = draw("landscape", library(tmp_path), RESAMPLES)
+    drawing = draw("landscape", library(tmp_path), SETTINGS)
     style.encode(drawing, "png")
     style.close(drawing)
     assert "nan" not in drawing.alt
@@ -239,7 +240,7 @@ def test_set_ups_that_were_only_trained_are_told_apart(tmp_path: Path) -> None:
         make.train(tmp_path, make.card("KD + Spec-k", seed, k=k))
     make.tar(tmp_path, [make.card("KD + Spec-k", seed, k=k) for seed, k in ((0, 3), (1, 5))] * 2, [10, 10, 20, 20])
     for what in ("training", "tar"):
-        drawing = draw(what, library(tmp_path), RESAMPLES)
+        drawing = draw(what, library(tmp_path), SETTINGS)
         assert {k for name in drawing.data for k in ("k=3", "k=5") if k in name} == {"k=3", "k=5"}, what
         style.close(drawing)
 
@@ -273,4 +274,4 @@ def test_the_verb_writes_every_format(full: Library, tmp_path: Path, capsys: pyt
 def test_a_figure_without_its_records_says_what_to_run(tmp_path: Path, what: str) -> None:
     make.write("answer", make.PasskOptions(out=tmp_path), {"model": make.card("KD", 0)}, [])
     with pytest.raises(InputError, match="record"):
-        draw(what, library(tmp_path), RESAMPLES)
+        draw(what, library(tmp_path), SETTINGS)

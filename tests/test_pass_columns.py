@@ -14,6 +14,7 @@ from analysis import tables
 from analysis.figures import draw
 from analysis.load import Library, library
 from analysis.report import page
+from analysis.style import Settings
 from selectkd_eval.records import Record
 from selectkd_eval.verbs import RegradeOptions
 
@@ -186,4 +187,4 @@ def test_a_regraded_record_alone_fills_table_figure_and_report(tmp_path: Path) -
     found = library(here)
     assert value(found, "math") == pytest.approx(75.0)
     assert "Table 2" in page(found, "title", 50)
-    assert draw("passk", found, 50).data["math"]["KD"]["value"] == pytest.approx(75.0)
+    assert draw("passk", found, Settings(50)).data["math"]["KD"]["value"] == pytest.approx(75.0)

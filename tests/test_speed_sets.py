@@ -14,7 +14,7 @@ from analysis.figures import draw
 from analysis.findings import findings
 from analysis.load import library
 from analysis.speed import Way
-from analysis.style import close
+from analysis.style import Settings, close
 from analysis.summary import one_screen
 from selectkd_eval import speeds
 from selectkd_eval.errors import InputError
@@ -29,7 +29,7 @@ def sentences(where: Path, start: str = "Speculative decoding") -> list[str]:
 
 def drawn(where: Path) -> tuple[str, dict[str, Any], list[str]]:
     """The figure's caption, its numbers and the names of its rows."""
-    drawing = draw("speedup", library(where), RESAMPLES)
+    drawing = draw("speedup", library(where), Settings(RESAMPLES))
     close(drawing)
     names = [label.get_text() for axis in drawing.figure.axes for label in axis.get_yticklabels()]
     return drawing.caption, drawing.data, [name for name in names if "γ" in name]
@@ -177,7 +177,7 @@ def test_a_draft_that_changed_the_text_under_one_seed_has_no_speedup(tmp_path: P
     assert sentences(tmp_path) == []
     assert "changed the text on 1 prompts" in " ".join(findings(library(tmp_path), RESAMPLES))
     with pytest.raises(InputError, match="no speed-up to draw"):
-        draw("speedup", library(tmp_path), RESAMPLES)
+        draw("speedup", library(tmp_path), Settings(RESAMPLES))
 
 
 def test_a_draft_beside_one_that_changed_the_text_was_not_timed(tmp_path: Path) -> None:
