@@ -17,17 +17,16 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from mpl_toolkits.mplot3d.axes3d import Axes3D
-from scipy.interpolate import RectBivariateSpline
 from scipy.stats import t as student_t
 
 from analysis.load import Library, Method
 from analysis.style import TWO_COLUMNS, Drawing, Settings, look
 from analysis.table_ir import number
-from selectkd_eval import measures
+from selectkd_eval import surfaces
 from selectkd_eval.errors import InputError
-from selectkd_eval.measures import Surface
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Floats
+from selectkd_eval.surfaces import Surface
 
 _SHOWN = 4  # surfaces side by side; the profile shows every student
 _FINE = 51  # points per axis after interpolation, for drawing only
@@ -109,7 +108,7 @@ def _planes(library: Library, found: Sequence[Record]) -> list[Plane]:
         for index, card in enumerate(record.facts["students"]):
             plane = Plane(library.method(card), card.get("seed"), {})
             plane = merged.setdefault(str(card.get("fingerprint")), plane)
-            plane.surfaces.update({seed: measures.surface(record.rows, index, seed) for seed in seeds})
+            plane.surfaces.update({seed: surfaces.surface(record.rows, index, seed) for seed in seeds})
     return list(merged.values())
 
 
@@ -148,13 +147,8 @@ def _norm(surfaces: Sequence[Surface]) -> LogNorm:
 
 
 def _fine(surface: Surface) -> Surface:
-    """The surface on a finer grid, for drawing only; a surface with gaps stays as it is."""
-    if not np.isfinite(surface.loss).all() or len(surface.a) < 4:
-        return surface
-    a, b = (np.linspace(axis[0], axis[-1], _FINE) for axis in (surface.a, surface.b))
-    loss = RectBivariateSpline(surface.a, surface.b, surface.loss)(a, b)
-    # A spline can dip below its data; the picture must not show a loss that nobody measured.
-    return Surface(a, b, np.clip(loss, surface.loss.min(), surface.loss.max()))
+    """The surface on a finer grid, for drawing only."""
+    return surface.fine(_FINE)
 
 
 def _surface(axis: Any, surface: Surface, norm: LogNorm) -> None:

@@ -17,7 +17,7 @@ from analysis import pass_columns
 from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
-from selectkd_eval import measures, passk_table, speed_summary, win_rates
+from selectkd_eval import measures, passk_table, speed_summary, surfaces, win_rates
 from selectkd_eval.records import Record, canonical, read
 from selectkd_eval.stats import Estimate
 from selectkd_eval.terminal import visible
@@ -90,7 +90,7 @@ def _speedup(record: Record) -> Iterator[str]:
 def _landscape(record: Record) -> Iterator[str]:
     for index, card in enumerate(record.facts["students"]):
         for seed in sorted({row["seed"] for row in record.good if row["student"] == index}):
-            surface = measures.surface(record.rows, index, seed)
+            surface = surfaces.surface(record.rows, index, seed)
             radii, rises = surface.profile()
             last = int(np.flatnonzero(np.isfinite(rises))[-1]) if np.isfinite(rises).any() else 0
             at = f"rising by {number(rises[last], 4)} at distance {number(radii[last], 2)}" if last else "no rise known"

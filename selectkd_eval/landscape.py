@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selectkd_eval import environment, measures, pair, prompts, records
+from selectkd_eval import environment, pair, prompts, records, surfaces
 from selectkd_eval.directions import RULES, Plane, left_out, perturbed
 from selectkd_eval.divergences import fkl
 from selectkd_eval.errors import InputError
@@ -135,7 +135,7 @@ def _summary(record: records.Writer, options: LandscapeOptions, students: Sequen
     radii = (options.radius / 2, options.radius)
     table = [["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]]
     for index, student in enumerate(students):
-        planes = [measures.surface(rows, index, seed) for seed in seeds(options)]
+        planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
         cells = [f"{planes[0].centre:.4f}"]
         for radius in radii:
             rises = [rise for plane in planes if (rise := _rise(plane, radius)) is not None]
@@ -151,7 +151,7 @@ def _summary(record: records.Writer, options: LandscapeOptions, students: Sequen
     ]
 
 
-def _rise(plane: measures.Surface, radius: float) -> float | None:
+def _rise(plane: surfaces.Surface, radius: float) -> float | None:
     """The rise at a distance from the student; None where no point lies within half a step of it, or one is missing."""
     distance, rise = plane.profile()
     nearest = int(np.abs(distance - radius).argmin())

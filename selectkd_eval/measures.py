@@ -182,50 +182,6 @@ def tar(rows: Iterable[Row], student: int, what: str = "greedy", macro: bool = T
     return terms(parts)
 
 
-# ---- landscapes ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Surface:
-    """Token-mean loss on one plane: axes `a`, `b` (G,), `loss` (G, G), NaN where no point was measured."""
-
-    a: Floats
-    b: Floats
-    loss: Floats
-
-    @property
-    def centre(self) -> float:
-        """The loss of the model itself."""
-        middle = (int(np.abs(self.a).argmin()), int(np.abs(self.b).argmin()))
-        return float(self.loss[middle])
-
-    def profile(self) -> tuple[Floats, Floats]:
-        """Mean rise over the centre, ring by ring out to the plane's edge: (distances, rises), (G // 2 + 1,) each.
-
-        A ring is one grid step wide, so that each holds every angle; the distance is its points' mean. A ring with
-        a point missing has no rise (NaN): the loss is missing where it is largest, and the rest's mean is not its.
-        """
-        distance = np.hypot(self.a[:, None], self.b[None, :])
-        rings = np.rint(distance / float(np.diff(self.a).mean())).astype(int)
-        kept = [rings == ring for ring in range(len(self.a) // 2 + 1)]
-        rises = [float((self.loss[points] - self.centre).mean()) for points in kept]
-        return np.array([float(distance[points].mean()) for points in kept]), np.array(rises)
-
-
-def surface(rows: Iterable[Row], student: int, seed: int) -> Surface:
-    """The loss surface of one student along one pair of directions."""
-    points = [row for row in rows if row.get("student") == student and row.get("seed") == seed]
-    if not good(points):
-        raise InputError(f"no landscape point of student {student} under direction seed {seed}: measure it first")
-    a = np.array(sorted({float(row["a"]) for row in points}))
-    b = np.array(sorted({float(row["b"]) for row in points}))
-    loss = np.full((len(a), len(b)), np.nan)
-    for row in good(points):
-        at = np.searchsorted(a, float(row["a"])), np.searchsorted(b, float(row["b"]))
-        loss[at] = row["loss_sum"] / row["n_tokens"]
-    return Surface(a, b, loss)
-
-
 # ---- training ------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import TinyPair, tiny_llama
 
-from selectkd_eval import landscape, measures, pair, prompts, records
+from selectkd_eval import landscape, pair, prompts, records, surfaces
 from selectkd_eval.directions import Plane, fingerprint, left_out, noise, normalised, perturbed
 from selectkd_eval.errors import InputError
 from selectkd_eval.teacher_forced import batches, encode, log_probs
@@ -126,15 +126,15 @@ def test_the_centre_is_the_students_own_loss(tiny_pair, tmp_path, capsys):
             total += float(kl[torch.tensor(response)[1:]].sum())
             count += sum(response)
     for seed in (0, 1):
-        assert measures.surface(record.rows, 0, seed).centre == pytest.approx(total / count, rel=1e-5)
-    first, second = (measures.surface(record.rows, 0, seed).loss for seed in (0, 1))
+        assert surfaces.surface(record.rows, 0, seed).centre == pytest.approx(total / count, rel=1e-5)
+    first, second = (surfaces.surface(record.rows, 0, seed).loss for seed in (0, 1))
     assert (first != second).sum() == 24  # all but the centre
     assert "filter-normalised" in capsys.readouterr().out
 
 
 def test_the_teacher_as_its_own_student_sits_in_a_minimum(tiny_pair, tmp_path):
     landscape.run(options(tiny_pair, tmp_path, student=(str(tiny_pair.teacher),)))
-    surface = measures.surface(only_record(tmp_path).rows, 0, 0)
+    surface = surfaces.surface(only_record(tmp_path).rows, 0, 0)
     assert surface.centre == pytest.approx(0, abs=1e-6)
     assert (surface.loss >= -1e-6).all() and surface.loss.max() > 0.01
 
@@ -147,7 +147,7 @@ def test_students_share_directions_and_differ_in_loss_only(tiny_pair, tmp_path):
     both = (str(tiny_pair.student), str(twin), str(tiny_pair.student))
     landscape.run(options(tiny_pair, tmp_path / "out", student=both, grid=3))
     record = only_record(tmp_path / "out")
-    first, other, again = (measures.surface(record.rows, index, 0).loss for index in range(3))
+    first, other, again = (surfaces.surface(record.rows, index, 0).loss for index in range(3))
     assert (first == again).all() and (first != other).all()
 
 
