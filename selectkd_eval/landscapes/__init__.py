@@ -1,0 +1,1 @@
+"""How a loss landscape is measured: the common loss, folded norm gains, the radius, and which points."""

@@ -1,0 +1,220 @@
+"""The one loss that every student of a landscape is measured by: plain forward KL(p || q) on one fixed token batch.
+
+Each method's own training loss would not do for the paper's Figure 4b: a gate that drops tokens lowers the number
+without moving the model. The teacher is asked once. What it said is kept as probabilities where they fit, otherwise as
+its last hidden states, from which its head makes the same probabilities again a chunk at a time.
+
+    KL(p || q) = logsumexp(z) * sum p - <p, z> + sum p log p
+
+so that a point of the landscape costs the student's forward pass, one product with its head at the response positions
+and two reductions; log q is never written down. Nothing here moves weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selectkd_eval.directions import fingerprint
+from selectkd_eval.errors import SetupError
+from selectkd_eval.heads import Head, explains_head, head_of, hidden_states
+from selectkd_eval.teacher_forced import Batch
+from selectkd_eval.verifiers import top_k
+
+WORDS = "forward KL(p || q), unweighted, mean over response tokens"
+# Elements of one chunk of logits: a CPU's cache holds the few tensors made of it, a GPU should outlast its launches.
+CHUNK = {"cpu": 2**22, "cuda": 2**26}
+
+
+class Chunk(NamedTuple):
+    """Some response positions of one batch: teacher's p ``(C, V)``, sum p and sum p log p ``(C,)``."""
+
+    p: Tensor
+    mass: Tensor
+    negentropy: Tensor
+
+
+class CommonLoss:
+    """The summed forward KL over all response tokens of `text`, and metrics beside it, for any student.
+
+    `metrics`: tar (greedy Top-k acceptance), alpha (1 - TV), accuracy (the likeliest token is the text's).
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        text: Sequence[Batch],
+        vocabulary: int,
+        *,
+        metrics: Sequence[str] = (),
+        k: int = 5,
+        cache_mb: float = 2048,
+    ) -> None:
+        self.text, self.vocabulary, self.metrics, self.k = list(text), vocabulary, tuple(metrics), k
+        self.n_tokens = sum(len(batch.row) for batch in self.text)
+        device = self.text[0].ids.device.type
+        self.chunk = max(1, CHUNK.get(device, CHUNK["cuda"]) // vocabulary)
+        self._whole_head: dict[int, bool] = {}
+        self._teacher = _Teacher(teacher, self, self.n_tokens * vocabulary * 4 <= cache_mb * 2**20)
+
+    @property
+    def kept(self) -> str:
+        """What is kept of the teacher, in words."""
+        return self._teacher.kept
+
+    @torch.inference_mode()
+    def sums(self, model: Any) -> dict[str, float]:
+        """``loss`` and every metric, each summed over all response tokens."""
+        total = torch.zeros(1 + len(self.metrics), dtype=torch.float64, device=self.text[0].ids.device)
+        for index, batch in enumerate(self.text):
+            for at, z in self._student(model, batch):
+                chunk = self._teacher.chunk(index, at)
+                total[0] += divergence(chunk, z).sum(dtype=torch.float64)
+                for place, values in enumerate(self._metrics(chunk, z, batch.targets[at]), start=1):
+                    total[place] += values.sum(dtype=torch.float64)
+        return dict(zip(("loss", *self.metrics), total.tolist(), strict=True))
+
+    def loss(self, model: Any) -> float:
+        """The mean loss per response token."""
+        return self.sums(model)["loss"] / self.n_tokens
+
+    def parts(self, model: Any) -> Iterator[Tensor]:
+        """The mean loss in differentiable summands, one per batch, so that each can be differentiated and let go."""
+        for index, batch in enumerate(self.text):
+            yield (
+                torch.stack(
+                    [divergence(self._teacher.chunk(index, at), z).sum() for at, z in self._student(model, batch)]
+                ).sum()
+                / self.n_tokens
+            )
+
+    def mean(self, model: Any) -> Tensor:
+        """The differentiable mean loss; the graph of the whole text is held at once."""
+        return torch.stack(list(self.parts(model))).sum()
+
+    def _metrics(self, chunk: Chunk, z: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        for name in self.metrics:
+            if name == "tar":
+                yield top_k(chunk.p, z, self.k)  # ranks alone count, and the logarithm keeps them
+            elif name == "alpha":
+                yield 1 - (chunk.p - z.softmax(-1)).abs().sum(-1) / 2
+            else:
+                yield z.argmax(-1) == targets
+
+    def _student(self, model: Any, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+        """The student's logits ``(C, V)`` in full precision, a chunk of response positions at a time."""
+        if self.split(model):
+            head, hidden = head_of(model), last_hidden(model, batch)
+            for at in self.slices(len(batch.row)):
+                yield at, head.logits(hidden[at], self.vocabulary)
+        else:
+            logits = last_logits(model, batch, self.vocabulary)
+            for at in self.slices(len(batch.row)):
+                yield at, full(logits[at])
+
+    def split(self, model: Any) -> bool:
+        """Whether hidden states and head give this model's own logits, tried once per model on real tokens."""
+        if id(model) not in self._whole_head:
+            # Inference tensors must not be left behind in a model's buffers: gradients may be asked for later.
+            with torch.inference_mode(False):
+                self._whole_head[id(model)] = explains_head(model, self.text[0].ids[:1, :16].clone())
+        return self._whole_head[id(model)]
+
+    def slices(self, count: int) -> Iterator[slice]:
+        """Positions that are looked at together."""
+        for start in range(0, count, self.chunk):
+            yield slice(start, min(start + self.chunk, count))
+
+
+class _Teacher:
+    """What the teacher said at every response position."""
+
+    def __init__(self, model: Any, loss: CommonLoss, fits: bool) -> None:
+        self.vocabulary = loss.vocabulary
+        self.head: Head | None = None
+        self.cached: list[Chunk] = []
+        self.hidden: list[Tensor] = []
+        if not fits and not loss.split(model):
+            raise SetupError(
+                f"the teacher's log-probabilities take {loss.n_tokens * loss.vocabulary * 4 / 2**20:,.0f} MB, and its "
+                "hidden states do not explain its logits: give a larger --cache-mb, or fewer --sequences"
+            )
+        with torch.no_grad():
+            for batch in loss.text:
+                if fits:
+                    logits = last_logits(model, batch, loss.vocabulary)
+                    self.cached.append(_join([described(full(logits[at])) for at in loss.slices(len(logits))]))
+                else:
+                    self.hidden.append(last_hidden(model, batch))
+        if not fits:
+            self.head = head_of(model)
+            self.head = Head(self.head.weight.detach(), self.head.bias, self.head.softcap, self.head.scale)
+
+    @property
+    def kept(self) -> str:
+        return "hidden states" if self.cached == [] else "log-probabilities"
+
+    def chunk(self, index: int, at: slice) -> Chunk:
+        """The teacher's side of the positions `at` of one batch."""
+        if self.head is None:
+            return Chunk(*(value[at] for value in self.cached[index]))
+        with torch.no_grad():
+            return described(self.head.logits(self.hidden[index][at], self.vocabulary))
+
+
+def described(z: Tensor) -> Chunk:
+    """The teacher's side from its logits ``(C, V)``."""
+    log_p = z.log_softmax(-1)
+    p = log_p.exp()
+    # p log p is 0 where p is: an entry at minus infinity must not become NaN.
+    return Chunk(p, p.sum(-1), (p * log_p.clamp_min(torch.finfo(p.dtype).min)).sum(-1))
+
+
+def divergence(chunk: Chunk, z: Tensor) -> Tensor:
+    """``KL(p || q)`` per position ``(C,)`` from the student's logits ``(C, V)``.
+
+    The teacher's mass stands before the logsumexp because rounding leaves it near 1 only: a constant added to all
+    logits would otherwise leak into the divergence.
+    """
+    p = chunk.p.to(z.dtype)
+    product = torch.bmm(p.unsqueeze(1), z.unsqueeze(2)).flatten()
+    return z.logsumexp(-1) * chunk.mass - product + chunk.negentropy
+
+
+def last_hidden(model: Any, batch: Batch) -> Tensor:
+    """Last hidden states ``(N, H)`` at the positions that predict response tokens."""
+    return hidden_states(model, input_ids=batch.ids, attention_mask=_mask(batch))[batch.row, batch.position]
+
+
+def last_logits(model: Any, batch: Batch, vocabulary: int) -> Tensor:
+    """The model's own logits ``(N, vocabulary)`` there, in its own precision."""
+    used, place = batch.position.unique(return_inverse=True)
+    logits = model(input_ids=batch.ids, attention_mask=_mask(batch), use_cache=False, logits_to_keep=used).logits
+    return torch.as_tensor(logits[batch.row, place, :vocabulary])
+
+
+def teacher_digest(model: Any, tokens: str, vocabulary: int) -> str:
+    """sha256 of what the teacher's answers are made of: its weights, the tokens and the common vocabulary.
+
+    Not of the answers themselves: their last bits differ between devices, and shares measured on several must fit.
+    """
+    weights = fingerprint(dict(model.named_parameters()))
+    return hashlib.sha256(f"{weights}/{tokens}/{vocabulary}".encode()).hexdigest()
+
+
+def full(z: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and fp64 as they are."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    """No mask where nothing is padded: attention is then plainly causal, which is faster."""
+    return None if bool(batch.attention.all()) else batch.attention
+
+
+def _join(chunks: Sequence[Chunk]) -> Chunk:
+    return Chunk(*(torch.cat(values) for values in zip(*chunks, strict=True)))
