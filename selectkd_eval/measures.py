@@ -182,6 +182,20 @@ def tar(rows: Iterable[Row], student: int, what: str = "greedy", macro: bool = T
     return terms(parts)
 
 
+def tar_by(rows: Iterable[Row], student: int, by: str, bins: int, what: str = "greedy") -> list[Terms] | None:
+    """The same pooled over the tokens of each bin, `by` by_entropy or by_position: `bins` terms over the same prompts.
+
+    A prompt without a token in a bin has 0 in both sums there. None where a row has no breakdown (older records).
+    """
+    found = [row for row in good(rows) if row["student"] == student and row["n_tokens"]]
+    if not found or any(by not in row or len(row[by]["n"]) != bins for row in found):
+        return None
+    return [
+        terms((str(row["prompt"]), float(row[by][what][at]), float(row[by]["n"][at])) for row in found)
+        for at in range(bins)
+    ]
+
+
 # ---- training ------------------------------------------------------------
 
 
