@@ -9,7 +9,6 @@ Only options and names stand here; `job.py` runs them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,8 @@ from selectkd_eval.verbs import (
     TarOptions,
     TrainOptions,
     WinrateOptions,
-    jsonable,
+    all_options,
+    command,
 )
 
 LABELLED = "mini-gsm:labelled,mini-stories:labelled"
@@ -67,22 +67,8 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         """The words of the command line: the verb and every option that differs from its default."""
-        words, verb = [self.verb], VERBS[self.verb]
-        for field in dataclasses.fields(self.options):
-            value = jsonable(getattr(self.options, field.name))
-            if field.default is dataclasses.MISSING:
-                words.append(str(value))
-            elif value != jsonable(field.default):
-                words += self._flag(field.name, value)
-        assert verb.options is type(self.options)
-        return words
-
-    @staticmethod
-    def _flag(name: str, value: Any) -> list[str]:
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            return [flag if value else flag.replace("--", "--no-", 1)]
-        return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
+        assert VERBS[self.verb].options is type(self.options)
+        return command(self.verb, type(self.options), all_options(self.options))
 
     @property
     def record(self) -> Path:

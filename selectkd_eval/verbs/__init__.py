@@ -30,14 +30,15 @@ from selectkd_eval.verbs.reading import (
     ShowOptions,
     TableOptions,
 )
-from selectkd_eval.verbs.run import RECORDS, ModelRun, Run, all_options, jsonable, result_options, runtime
+from selectkd_eval.verbs.run import RECORDS, ModelRun, Run, all_options, command, jsonable, result_options, runtime
 from selectkd_eval.verbs.training import Normaliser, TrainOptions, VerifierName
 
 __all__ = [
     "RECORDS", "VERBS", "AnswerOptions", "AuditOptions", "DemoOptions", "ExportOptions", "FigureOptions",
     "ImportOptions", "LandscapeOptions", "ListOptions", "ModelRun", "Normaliser", "PackOptions", "PasskOptions",
     "RegradeOptions", "ReportOptions", "Run", "ShowOptions", "SpeedupOptions", "TableOptions", "TarOptions",
-    "TrainOptions", "Verb", "VerifierName", "WinrateOptions", "all_options", "jsonable", "result_options", "runtime",
+    "TrainOptions", "Verb", "VerifierName", "WinrateOptions", "all_options", "command", "jsonable", "result_options",
+    "runtime",
 ]  # fmt: skip
 
 

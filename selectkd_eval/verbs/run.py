@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,3 +61,26 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def command(verb: str, kind: type[Any], stored: Mapping[str, Any]) -> list[str]:
+    """The words of the command line that `stored` options (as `all_options` gives them) stand for: the verb and every
+    option that differs from its default. An option that is not stored is left to its default.
+    """
+    words = [verb]
+    for field in dataclasses.fields(kind):
+        if field.name not in stored:
+            continue
+        value = stored[field.name]
+        if field.default is dataclasses.MISSING:
+            words += [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        elif value != jsonable(field.default):
+            words += _flag(field.name, value)
+    return words
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
