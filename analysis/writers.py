@@ -1,7 +1,8 @@
-"""How is a table spelled in Markdown, LaTeX, HTML and JSON?
+"""How is a table spelled in Markdown, HTML and JSON? (LaTeX has a module of its own, `latex`.)
 
-Four writers over one table. Each format's escaping stands in one function, and every text passes through it: a
-model's name is data. The JSON twin carries full precision, per-seed values and the records behind every number.
+Writers over one table. Each format's escaping stands in one function, and every text passes through it: a model's
+name is data. Where the intervals stand is the writer's matter (`ci`). The JSON twin carries full precision, intervals,
+standard errors, per-seed values and the records behind every number.
 """
 
 from __future__ import annotations
@@ -13,58 +14,20 @@ import re
 from itertools import groupby
 from typing import Any
 
-from analysis.table_ir import Cell, Column, Row, Span, Style, Table
+from analysis.latex import arrow, latex, latex_text
+from analysis.table_ir import Cell, Ci, Column, Row, Span, Style, Table
 from selectkd_eval.records import canonical
 from selectkd_eval.stats import Estimate
 
+__all__ = ["html", "html_text", "latex", "latex_text", "markdown", "markdown_text", "page", "twin"]
+
+INTERVAL = "95 % interval"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
-_NUMBER = re.compile(r"^Table \d+\. ")  # LaTeX numbers its tables itself
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "^": r"\textasciicircum{}",
-    "_": r"\_",
-    "%": r"\%",
-    "~": r"\textasciitilde{}",
-    "[": "{[}",  # at the start of a row it would be the argument of the line break before it
-    "]": "{]}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "−": r"$-$",
-    "—": r"---",
-    "–": r"--",
-    "×": r"$\times$",
-    "→": r"$\rightarrow$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "±": r"$\pm$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "°": r"$^{\circ}$",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "γ": r"$\gamma$",
-    "Σ": r"$\sum$",
-    "·": r"$\cdot$",
-    "“": "``",
-    "”": "''",
-    "’": "'",
-}
 
 
 def markdown_text(text: str) -> str:
     """Escape what GitHub's Markdown would read as markup."""
     return _MARKDOWN.sub(r"\\\1", _one_line(text))
-
-
-def latex_text(text: str) -> str:
-    """Escape for LaTeX text mode; signs that pdflatex's fonts lack become `?`, never an error."""
-    return "".join(_LATEX.get(c, c if c.isascii() or c in "äöüéèß" else "?") for c in _one_line(text))
 
 
 def _one_line(text: str) -> str:
@@ -83,13 +46,6 @@ _MARKDOWN_STYLES: dict[Style, str] = {
     "interval": " <sub>{}</sub>",
     "mark": "{}",
 }
-_LATEX_STYLES: dict[Style, str] = {
-    "best": r"\textbf{{{}}}",
-    "second": r"\underline{{{}}}",
-    "unsure": r"\textcolor{{gray}}{{{}}}",
-    "mark": r"\textsuperscript{{{}}}",
-    "interval": r" {{\scriptsize {}}}",
-}
 _HTML_STYLES: dict[Style, str] = {
     "best": "<strong>{}</strong>",
     "second": "<u>{}</u>",
@@ -101,7 +57,7 @@ _HTML_STYLES: dict[Style, str] = {
 
 
 def _cell(spans: list[Span], styles: dict[Style, str], escape: Any) -> str:
-    # The space before a piece stays outside its markup: LaTeX's \\textcolor would swallow it.
+    # The space before a piece stays outside its markup.
     return "".join(
         " " * span.text.startswith(" ") + styles.get(span.style, "{}").format(escape(span.text.lstrip(" ")))
         for span in spans
@@ -115,78 +71,35 @@ def _spanners(columns: tuple[Column, ...]) -> list[tuple[str, int]]:
     return [(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)]
 
 
-def _arrow(column: Column) -> str:
-    return {"higher": " ↑", "lower": " ↓", None: ""}[column.better]
-
-
 def _label(column: Column, grouped: bool) -> str:
-    return f"{column.group + ': ' if grouped and column.group else ''}{column.label}{_arrow(column)}"
+    return f"{column.group + ': ' if grouped and column.group else ''}{column.label}{arrow(column)}"
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, ci: Ci = "inline") -> str:
     """A GitHub table with its caption above and its notes below."""
     heads = [table.stub, *(_label(column, grouped=True) for column in table.columns)]
-    lines = [f"**{markdown_text(table.title)}** {markdown_text(table.caption)}", ""]
+    lines = [f"**{markdown_text(table.title)}** {markdown_text(table.told(ci))}", ""]
     lines.append("| " + " | ".join(map(markdown_text, heads)) + " |")
     lines.append("|---|" + "|".join(":--" if c.better is None else "--:" for c in table.columns) + "|")
     for block in table.blocks:
         if block.title:
             lines.append(f"| *{markdown_text(block.title)}* |" + " |" * len(table.columns))
         for row in block.rows:
-            cells = [_cell(cell.spans(), _MARKDOWN_STYLES, markdown_text) for cell in row.cells]
+            cells = [_cell(cell.spans(ci == "inline"), _MARKDOWN_STYLES, markdown_text) for cell in row.cells]
             stub = ("&nbsp;&nbsp;" if row.indent else "") + markdown_text(row.label)
             lines.append("| " + " | ".join([stub, *cells]) + " |")
+            if ci == "row" and row.spread:
+                below = [_cell(cell.below(), _MARKDOWN_STYLES, markdown_text).strip() for cell in row.cells]
+                lines.append("| " + " | ".join(["", *below]) + " |")
     lines += ["", *(f"- {markdown_text(note)}" for note in table.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def latex(table: Table) -> str:
-    r"""A booktabs table for \input; needs \usepackage{booktabs,xcolor}."""
-    spec = "l" + "".join("l" if column.better is None else "r" for column in table.columns)
-    lines = [
-        "% needs \\usepackage{booktabs,xcolor}",
-        "\\begin{table}[t]",
-        "\\centering\\small",
-        f"\\caption{{\\textbf{{{latex_text(_NUMBER.sub('', table.title))}}} {latex_text(table.caption)}}}",
-        f"\\label{{tab:{re.sub('[^a-z0-9]+', '-', table.name.lower())}}}",
-        f"\\begin{{tabular}}{{{spec}}}",
-        "\\toprule",
-    ]
-    if spanners := _spanners(table.columns):
-        at, heads, rules = 2, [], []
-        for group, width in spanners:
-            heads.append(f"\\multicolumn{{{width}}}{{c}}{{{latex_text(group)}}}")
-            if group:
-                rules.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
-            at += width
-        lines += [" & ".join(["", *heads]) + " \\\\", "".join(rules)]
-    heads = [table.stub, *(_label(column, grouped=False) for column in table.columns)]
-    lines += [" & ".join(map(latex_text, heads)) + " \\\\", "\\midrule"]
-    for index, block in enumerate(table.blocks):
-        if index:
-            lines.append("\\midrule")
-        if block.title:
-            width = len(table.columns) + 1
-            lines.append(f"\\multicolumn{{{width}}}{{c}}{{\\textit{{{latex_text(block.title)}}}}} \\\\")
-        lines += [_latex_row(row) for row in block.rows]
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    if table.notes:
-        lines.append("\\par\\medskip\\begin{minipage}{\\linewidth}\\footnotesize")
-        lines += [f"{latex_text(note)}\\par" for note in table.notes]
-        lines.append("\\end{minipage}")
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
-
-
-def _latex_row(row: Row) -> str:
-    cells = [_cell(cell.spans(), _LATEX_STYLES, latex_text) for cell in row.cells]
-    return " & ".join([("\\quad " if row.indent else "") + latex_text(row.label), *cells]) + " \\\\"
-
-
-def html(table: Table) -> str:
+def html(table: Table, ci: Ci = "inline") -> str:
     """An accessible table: caption, scoped headers, notes in its own list below."""
     lines = [f'<table id="{html_text(table.name)}">']
     lines.append(
-        f"<caption><span><strong>{html_text(table.title)}</strong> {html_text(table.caption)}</span></caption>"
+        f"<caption><span><strong>{html_text(table.title)}</strong> {html_text(table.told(ci))}</span></caption>"
     )
     lines.append("<thead>")
     if spanners := _spanners(table.columns):
@@ -202,9 +115,7 @@ def html(table: Table) -> str:
             title = html_text(block.title)
             lines.append(f'<tr class="block"><th scope="rowgroup" colspan="{width}">{title}</th></tr>')
         for row in block.rows:
-            cells = [f"<td>{_cell(cell.spans(), _HTML_STYLES, html_text)}</td>" for cell in row.cells]
-            kind = ' class="indent"' if row.indent else ""
-            lines.append(f'<tr><th scope="row"{kind}>{html_text(row.label)}</th>{"".join(cells)}</tr>')
+            lines += _html_row(row, ci)
         lines.append("</tbody>")
     lines.append("</table>")
     if table.notes:
@@ -212,12 +123,64 @@ def html(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _html_row(row: Row, ci: Ci) -> list[str]:
+    """A row, and below it that of its intervals where they have one."""
+    cells = [f"<td>{_cell(cell.spans(ci == 'inline'), _HTML_STYLES, html_text)}</td>" for cell in row.cells]
+    kind = ' class="indent"' if row.indent else ""
+    lines = [f'<tr><th scope="row"{kind}>{html_text(row.label)}</th>{"".join(cells)}</tr>']
+    if ci == "row" and row.spread:
+        below = [f"<td>{_cell(cell.below(), _HTML_STYLES, html_text).strip()}</td>" for cell in row.cells]
+        lines.append(f'<tr class="intervals"><th scope="row">{INTERVAL}</th>{"".join(below)}</tr>')
+    return lines
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --quiet: #595959; --line: #767676; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --quiet: #b0b0b0; --line: #8c8c8c; }} }}
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 1.5rem auto; padding: 0 1rem; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; border-block: 2px solid var(--line); }}
+caption {{ text-align: left; padding-bottom: .6rem; }}
+th, td {{ padding: .2rem .7rem; text-align: right; font-variant-numeric: tabular-nums; }}
+tbody th, thead th:first-child {{ text-align: left; font-weight: normal; }}
+thead {{ border-bottom: 1px solid var(--line); }}
+tbody + tbody {{ border-top: 1px solid var(--line); }}
+.block th {{ text-align: center; font-style: italic; }}
+.indent {{ padding-left: 1.8rem; }}
+.unsure, .interval, .intervals, .notes {{ color: var(--quiet); }}
+.interval, .intervals, .notes {{ font-size: .85em; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<div class="scroll" role="region" tabindex="0" aria-label="{title}">
+{table}</div>
+{notes}</main>
+</body>
+</html>
+"""
+
+
+def page(table: Table, ci: Ci = "inline") -> str:
+    """The table as a page that stands alone: no script, no request, light and dark."""
+    body, notes = html(table, ci).split("</table>\n")
+    return _PAGE.format(title=html_text(table.title), table=f"{body}</table>\n", notes=notes)
+
+
 def twin(table: Table) -> str:
     """The table as JSON with full precision: every number with its interval, seeds and records."""
     content = {
         "name": table.name,
         "title": table.title,
-        "caption": table.caption,
+        "caption": table.told(),
         "notes": list(table.notes),
         "facts": table.facts,
         "columns": [
@@ -243,8 +206,8 @@ def _cell_json(cell: Cell) -> dict[str, Any] | None:
     if not cell.present:
         return None
     return {
-        "value": _estimate_json(cell.value),
-        "delta": _estimate_json(cell.delta),
+        "value": _estimate_json(cell.value, cell.error),
+        "delta": _estimate_json(cell.delta, cell.delta_error),
         "p": None if math.isnan(cell.p) else cell.p,
         "p_holm": None if math.isnan(cell.p_holm) else cell.p_holm,
         "best": cell.best,
@@ -255,7 +218,7 @@ def _cell_json(cell: Cell) -> dict[str, Any] | None:
     }
 
 
-def _estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
+def _estimate_json(estimate: Estimate | None, error: float) -> dict[str, Any] | None:
     if estimate is None:
         return None
     return {
@@ -264,4 +227,5 @@ def _estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
         "high": estimate.high,
         "n": estimate.n,
         "method": estimate.method,
+        **({} if math.isnan(error) else {"standard_error": error}),
     }
