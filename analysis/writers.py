@@ -11,7 +11,7 @@ import html as html_module
 import json
 import math
 import re
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any
 
 from analysis.latex import arrow, latex, latex_text
@@ -95,8 +95,11 @@ def markdown(table: Table, ci: Ci = "inline") -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def html(table: Table, ci: Ci = "inline") -> str:
-    """An accessible table: caption, scoped headers, notes in its own list below."""
+def html(table: Table, ci: Ci = "inline", linked: bool = False) -> str:
+    """An accessible table: caption, scoped headers, notes in its own list below; cells carry their full-precision value
+    for sorting. `linked`: a number leads to `#NAME-ROW`, where the page lists that row's records.
+    """
+    places = count()
     lines = [f'<table id="{html_text(table.name)}">']
     lines.append(
         f"<caption><span><strong>{html_text(table.title)}</strong> {html_text(table.told(ci))}</span></caption>"
@@ -115,7 +118,7 @@ def html(table: Table, ci: Ci = "inline") -> str:
             title = html_text(block.title)
             lines.append(f'<tr class="block"><th scope="rowgroup" colspan="{width}">{title}</th></tr>')
         for row in block.rows:
-            lines += _html_row(row, ci)
+            lines += _html_row(row, ci, f"#{table.name}-{next(places)}" if linked else "")
         lines.append("</tbody>")
     lines.append("</table>")
     if table.notes:
@@ -123,15 +126,24 @@ def html(table: Table, ci: Ci = "inline") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _html_row(row: Row, ci: Ci) -> list[str]:
+def _html_row(row: Row, ci: Ci, target: str) -> list[str]:
     """A row, and below it that of its intervals where they have one."""
-    cells = [f"<td>{_cell(cell.spans(ci == 'inline'), _HTML_STYLES, html_text)}</td>" for cell in row.cells]
+    cells = [_html_cell(cell, ci, target) for cell in row.cells]
     kind = ' class="indent"' if row.indent else ""
     lines = [f'<tr><th scope="row"{kind}>{html_text(row.label)}</th>{"".join(cells)}</tr>']
     if ci == "row" and row.spread:
         below = [f"<td>{_cell(cell.below(), _HTML_STYLES, html_text).strip()}</td>" for cell in row.cells]
         lines.append(f'<tr class="intervals"><th scope="row">{INTERVAL}</th>{"".join(below)}</tr>')
     return lines
+
+
+def _html_cell(cell: Cell, ci: Ci, target: str) -> str:
+    text = _cell(cell.spans(ci == "inline"), _HTML_STYLES, html_text)
+    if target and cell.records:
+        # Out of the tab order: the list that it leads to is one stop for the whole table.
+        text = f'<a class="from" href="{html_text(target)}" tabindex="-1">{text}</a>'
+    value = f' data-value="{cell.value.value!r}"' if cell.value is not None and cell.present else ""
+    return f"<td{value}>{text}</td>"
 
 
 _PAGE = """<!DOCTYPE html>
