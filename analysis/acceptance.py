@@ -1,37 +1,111 @@
 """Which tar records belong together, and what do they say of each method at each step?
 
 TAR is compared on one teacher, one text and one k. Training seeds are pooled prompt by prompt; the untrained
-student stands at step 0.
+student stands at step 0. Both of the paper's readings are here: Eq. 13's mean over sequences, and pooled over tokens.
+What Theorem 1 is asked about, single runs on the clock of their learning rate, is `acceptance_runs`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
-from analysis.load import Library, Method
+from analysis.load import Card, Library, Method
 from selectkd_eval import measures
 from selectkd_eval.measures import Terms
 from selectkd_eval.records import Record
 
 WHAT = ("greedy", "spec", "alpha")
+EDGES = {"by_entropy": "entropy_edges", "by_position": "position_edges"}
+Point = tuple[Method, int | None]
 
 
-class TarSet(NamedTuple):
-    """One teacher, text and k: (method, step) to the terms of greedy, spec and alpha."""
+class Measured(NamedTuple):
+    """One student of a tar record: its rows, what it was trained as, and the step it was kept at."""
+
+    method: Method
+    step: int | None
+    card: Card
+    index: int
+    rows: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    def terms(self, what: str, macro: bool = True) -> Terms:
+        """One acceptance, per prompt."""
+        return measures.tar(self.rows, self.index, what, macro)
+
+    def bins(self, by: str, what: str) -> list[Terms] | None:
+        """One acceptance per bin and prompt; None where the record has no breakdown."""
+        edges = self.facts.get(EDGES[by])
+        return None if edges is None else measures.tar_by(self.rows, self.index, by, len(edges) + 1, what)
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Acceptance per bin of one kind, pooled over tokens and seeds: `edges` between the bins, (bins,) terms per method."""
+
+    by: str
+    edges: tuple[float, ...]
+    terms: dict[Method, dict[str, list[Terms]]]
+
+
+@dataclass(frozen=True)
+class TarSet:
+    """What was measured with one teacher, text and k."""
 
     text: str
     k: int
-    points: dict[tuple[Method, int | None], dict[str, Terms]]
+    measured: tuple[Measured, ...]
 
     @property
     def methods(self) -> list[Method]:
-        return sorted({method for method, _ in self.points}, key=lambda method: method.order)
+        return sorted({one.method for one in self.measured}, key=lambda method: method.order)
 
     def steps(self, method: Method) -> list[int]:
         """The steps at which a method was measured."""
-        return sorted(step for other, step in self.points if other == method and step is not None)
+        return sorted({one.step for one in self.measured if one.method == method and one.step is not None})
+
+    @cached_property
+    def points(self) -> dict[Point, dict[str, Terms]]:
+        """(method, step) to the terms of greedy, spec and alpha, as means over sequences (Eq. 13)."""
+        return self._points(macro=True)
+
+    @cached_property
+    def pooled(self) -> dict[Point, dict[str, Terms]]:
+        """The same over tokens, in which long sequences count for more."""
+        return self._points(macro=False)
+
+    def breakdown(self, by: str) -> Breakdown | None:
+        """Every method's last students by_entropy or by_position; None where no method has it, or edges differ."""
+        found: dict[Method, dict[str, list[Terms]]] = {}
+        edges = {tuple(one.facts.get(EDGES[by]) or ()) for one in self.measured} - {()}
+        if len(edges) != 1:
+            return None
+        for method in self.methods:
+            last = [one for one in self.measured if one.method == method]
+            steps = self.steps(method)
+            last = [one for one in last if one.step == steps[-1]] if steps else last
+            bins = {what: [one.bins(by, what) for one in last] for what in WHAT}
+            whole = {what: [part for part in parts if part is not None] for what, parts in bins.items()}
+            if last and all(len(parts) == len(last) for parts in whole.values()):
+                found[method] = {
+                    what: [measures.pool(column) for column in zip(*parts, strict=True)]
+                    for what, parts in whole.items()
+                }
+        return Breakdown(by, edges.pop(), found) if found else None
+
+    def _points(self, macro: bool) -> dict[Point, dict[str, Terms]]:
+        groups: dict[Point, list[Measured]] = defaultdict(list)
+        for one in self.measured:
+            groups[one.method, one.step].append(one)
+        return {
+            at: {what: measures.pool([one.terms(what, macro) for one in group]) for what in WHAT}
+            for at, group in groups.items()
+        }
 
 
 def tar_sets(library: Library) -> list[TarSet]:
@@ -47,17 +121,28 @@ def tar_sets(library: Library) -> list[TarSet]:
 
 
 def _tar_set(library: Library, found: Sequence[Record]) -> TarSet:
-    parts: dict[tuple[Method, int | None], dict[str, list[Terms]]] = defaultdict(lambda: defaultdict(list))
+    measured: dict[Any, Measured] = {}
     for record in found:
+        rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for row in record.good:
+            rows[row["student"]].append(row)
         for index, card in enumerate(record.facts["students"]):
             method = library.run_of(card)
-            step = next((row.get("step") for row in record.good if row["student"] == index), None)
-            at = (method, 0 if step is None and method.role == "start" else step)
-            for what in WHAT:
-                parts[at][what].append(measures.tar(record.rows, index, what))
+            step = next((row.get("step") for row in rows[index]), None)
+            step = 0 if step is None and method.role == "start" else step
+            # A student measured by two commands counts once.
+            key = (method, step, card.get("seed"), card.get("fingerprint"))
+            measured.setdefault(key, Measured(method, step, card, index, rows[index], record.facts))
     facts = found[0].facts
-    points = {at: {what: measures.pool(terms) for what, terms in kinds.items()} for at, kinds in parts.items()}
-    return TarSet(str((facts.get("prompts") or {}).get("name", "held-out text")), int(facts.get("k", 5)), points)
+    return TarSet(text_name(facts), int(facts.get("k", 5)), tuple(measured.values()))
+
+
+def text_name(facts: dict[str, Any]) -> str:
+    """The text's name, without the places of files, and who wrote it where a model did."""
+    name = str((facts.get("prompts") or {}).get("name", "held-out text"))
+    short = ", ".join(PurePath(part.strip()).name for part in name.split(","))
+    writers = [str(one.get("method") or one.get("name")) for one in facts.get("written_by") or []]
+    return f"text by {', '.join(dict.fromkeys(writers))} ({short})" if writers else short
 
 
 def _students(found: Sequence[Record]) -> int:
