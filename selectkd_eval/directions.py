@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -109,15 +110,28 @@ class Plane:
     """
 
     def __init__(self, model: Any, seed: int, moved: str = "all", dtype: torch.dtype | None = None) -> None:
-        self.model, self.dtype = model, dtype
+        self.model, self.seed, self.dtype = model, seed, dtype
         self.parameters = perturbed(model, moved)
         self._rows = row_dimensions(model)
         first = next(iter(self.parameters.values()))
         self.master = torch.promote_types(first.dtype, torch.float32)
         self.w0 = self.flat({name: parameter.detach() for name, parameter in self.parameters.items()})
-        self.d1, self.d2 = self.direction(seed, 1), self.direction(seed, 2)
-        self._row, self._flat = torch.empty_like(self.w0), torch.empty_like(self.w0)
+        self._row, self._flat = self.w0, torch.empty_like(self.w0)
         self._row_a: float | None = None
+
+    @cached_property
+    def d1(self) -> Tensor:
+        """The first direction, flat; drawn when the model first moves along it."""
+        return self.direction(self.seed, 1)
+
+    @cached_property
+    def d2(self) -> Tensor:
+        """The second direction."""
+        return self.direction(self.seed, 2)
+
+    @cached_property
+    def _sum(self) -> Tensor:
+        return torch.empty_like(self.w0)
 
     def flat(self, tensors: dict[str, Tensor]) -> Tensor:
         """Tensors of the moving parameters, end to end in the masters' precision."""
@@ -158,9 +172,12 @@ class Plane:
     def move(self, a: float, b: float) -> None:
         """Set the lent weights to ``w0 + a d1 + b d2``."""
         if a != self._row_a:
-            torch.add(self.w0, self.d1, alpha=a, out=self._row)
+            self._row = self.w0 if a == 0 else torch.add(self.w0, self.d1, alpha=a, out=self._sum)
             self._row_a = a
-        torch.add(self._row, self.d2, alpha=b, out=self._flat)
+        if b == 0:
+            self._flat.copy_(self._row)
+        else:
+            torch.add(self._row, self.d2, alpha=b, out=self._flat)
         if self._lent is not self._flat:
             self._lent.copy_(self._flat)
 

@@ -1,161 +1,132 @@
 """`landscape`: does selection end in a flatter place? The paper's Figure 4b.
 
 A filter-normalised plane (Li et al., arXiv 1712.09913) around every student: the same noise, the same tokens,
-the same teacher and the same loss for all of them, namely the plain forward KL(p || q), a mean over response
-tokens. Each method's own training loss would not do: a gate that drops tokens lowers the number without
-moving the model. The directions are in `directions.py`.
+the same teacher and the same loss for all of them (`landscapes.loss`), norm gains folded into the matrices that read
+them (`landscapes.folding`), one radius where the loss has risen by as much (`landscapes.radius`). Eleven points per
+axis, some off the grid to see how far the interpolation is off, and more where it is (`landscapes.points`); the
+directions are in `directions.py`, the scalars beside the picture in `curvature.py`.
 
 One pair of directions is one picture; which of two students looks flatter can change with the pair and with
-the radius, so compare over several (`--directions`). Nothing is smoothed or interpolated here, and a point
-that was not measured is absent.
+the radius, so compare over several (`--directions`), and over several training seeds. A point that was not measured is
+absent. Shares of one landscape (`--share`) are records of their own; whoever reads them puts them together.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from selectkd_eval import environment, pair, prompts, records, surfaces
-from selectkd_eval.directions import RULES, Plane, left_out, perturbed
-from selectkd_eval.divergences import fkl
+from selectkd_eval import environment, flatness, pair, prompts, records, surfaces
+from selectkd_eval.directions import fingerprint, perturbed
 from selectkd_eval.errors import InputError
-from selectkd_eval.teacher_forced import Batch, batches, digest, encode, log_probs
+from selectkd_eval.landscapes import folding, loss, points
+from selectkd_eval.landscapes.walk import Walk, seeds
+from selectkd_eval.teacher_forced import batches, digest, encode
 from selectkd_eval.verbs import LandscapeOptions
-
-LOSS = "forward KL(p || q), unweighted, mean over response tokens"
-_CHUNK = 4096  # positions whose divergence is computed at once, to bound memory at large vocabularies
 
 
 def run(options: LandscapeOptions) -> int | None:
-    """Measure (or finish measuring) every grid point of every student, and print how the loss rises."""
+    """Measure (or finish measuring) every point of every student, and print how the loss rises."""
     _check(options)
     environment.set_threads(options.threads)
     device = environment.device(options.device)
     teacher = pair.load_model(options.teacher, device)
     students = [pair.load_model(name, device) for name in options.student]
     _same_shapes(students)
-    vocabulary = min(pair.common_vocabulary(teacher, student) for student in students)
     limit = options.sequences if options.limit is None else min(options.limit, options.sequences)
     chosen = prompts.load_prompts(options.data, limit)
     examples = encode(teacher.tokenizer, chosen, teacher.model, *(student.model for student in students))
+    inputs = {
+        "teacher": teacher.card.fingerprint,
+        "data": digest(examples),
+        **{f"student {index}": student.card.fingerprint for index, student in enumerate(students)},
+    }
     text = list(batches(examples, options.batch_size, teacher.tokenizer.pad_token_id or 0, device))
-    tokens = digest(examples)
-    with records.open_record(
-        "landscape",
-        options,
-        inputs={
-            "teacher": teacher.card.fingerprint,
-            "data": tokens,
-            **{f"student {index}": student.card.fingerprint for index, student in enumerate(students)},
-        },
-        facts={
-            "teacher": teacher.card.as_dict(),
-            "students": [student.card.as_dict() for student in students],
-            "prompts": chosen.facts(),
-            "radius": options.radius,
-            "grid": options.grid,
-            "seeds": seeds(options),
-            "tokens_sha256": tokens,
-            "loss": LOSS,
-            "directions": RULES,
-            **left_out(students[0].model),
-            "vocabulary": vocabulary,
-        },
-    ) as record:
-        if not record.complete:
-            with torch.inference_mode():
-                log_p = [log_probs(teacher.model, batch, vocabulary) for batch in text]
-            for index, student in enumerate(students):
-                for seed in seeds(options):
-                    _walk(record, options, index, student.model, seed, text, log_p)
-            record.finish()
-        print("\n".join(_summary(record, options, students)))
+    weights = [fingerprint(dict(student.model.named_parameters())) for student in students]
+    with ExitStack() as stack:
+        ids = torch.tensor([examples[0].ids], device=device)
+        gains = [stack.enter_context(folding.folded(student.model, ids)) for student in students]
+        _folded_alike(students, gains)
+        walk = Walk(options, teacher, students, text)
+        found, probes = walk.radius(inputs)
+        facts = {
+            "prompts": chosen.facts() | {"used": len(examples)},
+            "tokens_sha256": inputs["data"],
+            "teacher_sha256": loss.teacher_digest(teacher.model, inputs["data"], walk.vocabulary),
+            "weights_sha256": weights,
+            "folded": gains[0],
+            "radius": found.value,
+            "radius_rule": found.rule,
+            **walk.facts(),
+        }
+        with records.open_record("landscape", options, inputs=inputs, facts=facts) as record:
+            if not record.complete:
+                walk.measure(record, probes)
+                record.finish()
+            print("\n".join(_summary(record, options, walk, gains)))
     return None
 
 
-def seeds(options: LandscapeOptions) -> list[int]:
-    """Direction seeds of this run."""
-    return [options.seed + offset for offset in range(options.directions)]
-
-
-def coordinates(radius: float, grid: int) -> list[float]:
-    """``grid`` points from -radius to radius; the middle one is exactly 0, so the model itself is on the
-    grid.
-    """
-    half = (grid - 1) // 2
-    return [radius * (i - half) / half for i in range(grid)]
-
-
-def loss_sum(model: torch.nn.Module, text: Sequence[Batch], log_p: Sequence[Tensor]) -> float:
-    """Summed forward KL over all response tokens, for teacher log-probabilities kept from one earlier pass."""
-    total = 0.0
-    for batch, teacher in zip(text, log_p, strict=True):
-        log_q = log_probs(model, batch, teacher.shape[-1])
-        for start in range(0, len(log_q), _CHUNK):
-            stop = start + _CHUNK
-            total += float(fkl(teacher[start:stop], log_q[start:stop]).sum(dtype=torch.float64))
-    return total
-
-
-def _walk(
-    record: records.Writer,
-    options: LandscapeOptions,
-    index: int,
-    model: torch.nn.Module,
-    seed: int,
-    text: Sequence[Batch],
-    log_p: Sequence[Tensor],
-) -> None:
-    """The missing points of one plane, row by row."""
-    axis = coordinates(options.radius, options.grid)
-    missing = [
-        (i, j) for i in range(options.grid) for j in range(options.grid) if f"{index}/{seed}/{i}/{j}" not in record.done
-    ]
-    if not missing:
-        return
-    n_tokens = sum(len(batch.row) for batch in text)
-    with torch.inference_mode(), Plane(model, seed).on() as plane:
-        for i, j in tqdm(missing, desc=f"landscape {index} seed {seed}", disable=None):
-            plane.move(axis[i], axis[j])
-            total = loss_sum(model, text, log_p)
-            place = {"student": index, "seed": seed, "i": i, "j": j, "a": axis[i], "b": axis[j]}
-            if math.isfinite(total):
-                record.write(f"{index}/{seed}/{i}/{j}", **place, loss_sum=total, n_tokens=n_tokens)
-            else:
-                record.write(f"{index}/{seed}/{i}/{j}", **place, error="the loss is not finite here")
-
-
-def _summary(record: records.Writer, options: LandscapeOptions, students: Sequence[pair.LoadedModel]) -> list[str]:
-    rows = list(record.done.values())
-    radii = (options.radius / 2, options.radius)
-    table = [["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]]
-    for index, student in enumerate(students):
-        planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
-        cells = [f"{planes[0].centre:.4f}"]
-        for radius in radii:
-            rises = [rise for plane in planes if (rise := _rise(plane, radius)) is not None]
-            spread = f" (sd {np.std(rises, ddof=1):.4f} over directions)" if len(rises) > 1 else ""
-            cells.append(f"{np.mean(rises):.4f}{spread}" if rises else "–")
-        table.append([student.card.method, *cells])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+def _summary(record: records.Writer, options: LandscapeOptions, walk: Walk, gains: Sequence[Any]) -> list[str]:
+    lines = [] if walk.shares > 1 else _table(record, options, walk)
+    if walk.shares > 1:
+        lines.append(
+            f"share {options.share}: its part of the points of every student, nothing refined; run the other shares "
+            "into the same directory, and `figure landscape` puts them together"
+        )
+    r, rule = record.facts["radius"], record.facts["radius_rule"]
     return [
-        *("  ".join(map(str.ljust, line, widths)).rstrip() for line in table),
-        f"{len(rows)} points, {options.directions} pair(s) of filter-normalised directions, {LOSS}; "
+        *lines,
+        f"radius {r:g}: {rule}",
+        f"{folding.described(gains[0])}; {loss.WORDS}, teacher kept as {walk.kept}",
+        f"{len(record.done)} rows, {options.directions} pair(s) of filter-normalised directions; "
         "one picture does not show that a method is flatter",
         f"record: {record.path}",
     ]
+
+
+def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> list[str]:
+    rows, r = walk.rows(record), float(record.facts["radius"])
+    radii = (r / 2, r)
+    heads = ["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]
+    table = [[*heads, "interpolation off by", "points", "s/point"]]
+    for index, student in enumerate(walk.students):
+        try:
+            planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
+        except InputError:
+            table.append([student.card.method, *["–"] * 6])
+            continue
+        cells = [f"{planes[0].centre:.4f}", *(_spread(planes, radius) for radius in radii)]
+        off = [plane.residual / plane.range for plane in planes if plane.range > 0 and np.isfinite(plane.residual)]
+        spent = walk.seconds[index]
+        cells += [f"{100 * max(off):.2g} % of range" if off else "–", str(sum(plane.n_measured for plane in planes))]
+        table.append([student.card.method, *cells, f"{np.mean(spent):.3f}" if spent else "–"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    for index, student in enumerate(walk.students):
+        found = flatness.scalars(rows, index)
+        parts = [f"{name} {value.value:.4g} [{value.low:.4g}, {value.high:.4g}]" for name, value in found.items()]
+        if parts:
+            lines.append(f"{student.card.method}: {', '.join(parts)}")
+    return lines
+
+
+def _spread(planes: Sequence[surfaces.Surface], radius: float) -> str:
+    rises = [rise for plane in planes if (rise := _rise(plane, radius)) is not None]
+    spread = f" (sd {np.std(rises, ddof=1):.4f} over directions)" if len(rises) > 1 else ""
+    return f"{np.mean(rises):.4f}{spread}" if rises else "–"
 
 
 def _rise(plane: surfaces.Surface, radius: float) -> float | None:
     """The rise at a distance from the student; None where no point lies within half a step of it, or one is missing."""
     distance, rise = plane.profile()
     nearest = int(np.abs(distance - radius).argmin())
-    near = abs(distance[nearest] - radius) < (plane.a[1] - plane.a[0]) / 2 and distance[nearest] > 0
+    step = plane.a[plane.stride] - plane.a[0]
+    near = abs(distance[nearest] - radius) < step / 2 and distance[nearest] > 0
     return float(rise[nearest]) if near and np.isfinite(rise[nearest]) else None
 
 
@@ -169,12 +140,32 @@ def _same_shapes(students: Sequence[pair.LoadedModel]) -> None:
             )
 
 
+def _folded_alike(students: Sequence[pair.LoadedModel], gains: Sequence[dict[str, Any]]) -> None:
+    for student, mine in zip(students, gains, strict=True):
+        if mine != gains[0]:
+            other = sorted({*mine["folded"]} ^ {*gains[0]["folded"]})
+            raise InputError(
+                f"norm gains of {student.card.name} and {students[0].card.name} cannot be folded alike ({other[:3]}), "
+                f"so their directions would not be the same: measure them apart"
+            )
+
+
 def _check(options: LandscapeOptions) -> None:
     if options.grid < 3 or options.grid % 2 == 0:
         raise InputError(
             f"--grid must be odd and at least 3, so that the model itself is a point of it; not {options.grid}"
         )
-    if options.radius <= 0:
-        raise InputError(f"--radius must be positive, not {options.radius}")
-    if options.directions < 1 or options.sequences < 1 or options.batch_size < 1:
-        raise InputError("--directions, --sequences and --batch-size must be at least 1")
+    if options.radius is not None and not 0 < options.radius < float("inf"):
+        raise InputError(f"--radius must be positive, not {options.radius}: leave it out for the automatic one")
+    for name in ("rise", "tolerance", "cache_mb"):
+        if not getattr(options, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0, not {getattr(options, name)}")
+    for name in ("directions", "sequences", "batch_size", "k"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    for name in ("held_out", "scalars"):
+        if getattr(options, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(options, name)}")
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be at least 1, not {options.limit}: leave it out to use --sequences")
+    points.share_of(options.share)

@@ -32,7 +32,7 @@ class Reader:
     """A matrix whose input is a norm's output. `dimension`: the one that runs over the input."""
 
     name: str
-    weight: nn.Parameter
+    weight: Tensor
     dimension: int
 
 
@@ -149,14 +149,12 @@ def _readers(module: Any, name: str) -> list[Reader]:
     """The matrices of a module that are multiplied with its input: linear layers, routers, experts in one tensor."""
     if isinstance(module, nn.Linear):
         return [Reader(f"{name}.weight", module.weight, 1)]
-    if type(module).__name__ == "Conv1D":
-        return [Reader(f"{name}.weight", module.weight, 0)]
     experts = getattr(module, "gate_up_proj", None)
     if isinstance(experts, nn.Parameter) and experts.dim() == 3:
         return [Reader(f"{name}.gate_up_proj", experts, 1 if getattr(module, "is_transposed", False) else 2)]
-    router = getattr(module, "weight", None)
-    if "Router" in type(module).__name__ and isinstance(router, nn.Parameter) and router.dim() == 2:
-        return [Reader(f"{name}.weight", router, 1)]
+    weight, kind = getattr(module, "weight", None), type(module).__name__
+    if (kind == "Conv1D" or "Router" in kind) and isinstance(weight, nn.Parameter) and weight.dim() == 2:
+        return [Reader(f"{name}.weight", weight, 0 if kind == "Conv1D" else 1)]
     return []
 
 
@@ -181,7 +179,7 @@ def _adds_one(module: Any) -> bool:
     return bool(((out if bias is None else out - bias) != 0).any())
 
 
-def _fold(norm: Norm) -> list[tuple[nn.Parameter, Tensor]]:
+def _fold(norm: Norm) -> list[tuple[Tensor, Tensor]]:
     """Move the gain into its readers; returns what the parameters looked at before."""
     gain, module = norm.gain, norm.module
     changed = [module.weight, *(reader.weight for reader in norm.readers)]
@@ -198,7 +196,7 @@ def _fold(norm: Norm) -> list[tuple[nn.Parameter, Tensor]]:
     return before
 
 
-def _put_back(before: list[tuple[nn.Parameter, Tensor]]) -> None:
+def _put_back(before: list[tuple[Tensor, Tensor]]) -> None:
     for parameter, data in before:
         parameter.data = data
 

@@ -66,9 +66,9 @@ class CommonLoss:
         """What is kept of the teacher, in words."""
         return self._teacher.kept
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sums(self, model: Any) -> dict[str, float]:
-        """``loss`` and every metric, each summed over all response tokens."""
+        """``loss_sum`` and ``METRIC_sum`` of every metric, over all response tokens: what a point's row holds."""
         total = torch.zeros(1 + len(self.metrics), dtype=torch.float64, device=self.text[0].ids.device)
         for index, batch in enumerate(self.text):
             for at, z in self._student(model, batch):
@@ -76,13 +76,13 @@ class CommonLoss:
                 total[0] += divergence(chunk, z).sum(dtype=torch.float64)
                 for place, values in enumerate(self._metrics(chunk, z, batch.targets[at]), start=1):
                     total[place] += values.sum(dtype=torch.float64)
-        return dict(zip(("loss", *self.metrics), total.tolist(), strict=True))
+        return dict(zip((f"{name}_sum" for name in ("loss", *self.metrics)), total.tolist(), strict=True))
 
     def loss(self, model: Any) -> float:
         """The mean loss per response token."""
-        return self.sums(model)["loss"] / self.n_tokens
+        return self.sums(model)["loss_sum"] / self.n_tokens
 
-    def parts(self, model: Any) -> Iterator[Tensor]:
+    def means(self, model: Any) -> Iterator[Tensor]:
         """The mean loss in differentiable summands, one per batch, so that each can be differentiated and let go."""
         for index, batch in enumerate(self.text):
             yield (
@@ -94,7 +94,7 @@ class CommonLoss:
 
     def mean(self, model: Any) -> Tensor:
         """The differentiable mean loss; the graph of the whole text is held at once."""
-        return torch.stack(list(self.parts(model))).sum()
+        return torch.stack(list(self.means(model))).sum()
 
     def _metrics(self, chunk: Chunk, z: Tensor, targets: Tensor) -> Iterator[Tensor]:
         for name in self.metrics:
@@ -119,9 +119,7 @@ class CommonLoss:
     def split(self, model: Any) -> bool:
         """Whether hidden states and head give this model's own logits, tried once per model on real tokens."""
         if id(model) not in self._whole_head:
-            # Inference tensors must not be left behind in a model's buffers: gradients may be asked for later.
-            with torch.inference_mode(False):
-                self._whole_head[id(model)] = explains_head(model, self.text[0].ids[:1, :16].clone())
+            self._whole_head[id(model)] = explains_head(model, self.text[0].ids[:1, :16])
         return self._whole_head[id(model)]
 
     def slices(self, count: int) -> Iterator[slice]:

@@ -1,0 +1,224 @@
+"""The way through a landscape's points: every row that a record lacks, in an order that a killed run takes up again.
+
+Here the parts meet: planes around every student, the common loss, the radius, the grid and the points off it, cells
+halved where the surface bends, and the scalars beside the picture. Which student is flatter is not said here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from selectkd_eval import curvature, hessian, pair, records, surfaces
+from selectkd_eval.directions import RULES, Plane, left_out, perturbed
+from selectkd_eval.errors import InputError
+from selectkd_eval.landscapes import loss, points
+from selectkd_eval.landscapes.points import Point
+from selectkd_eval.landscapes.radius import Probe, Radius, automatic
+from selectkd_eval.verbs import LandscapeOptions
+
+Probed = tuple[int, int, float, float, float]  # student, direction seed, a, b, mean loss
+_KEPT_PLANES = 2**30  # bytes of planes kept between the probes and the walk; a larger one is drawn again
+
+
+def seeds(options: LandscapeOptions) -> list[int]:
+    """Direction seeds of this run."""
+    return [options.seed + offset for offset in range(options.directions)]
+
+
+class Walk:
+    """The students, their common loss, and the way through the points that a record lacks."""
+
+    def __init__(
+        self,
+        options: LandscapeOptions,
+        teacher: pair.LoadedModel,
+        students: Sequence[pair.LoadedModel],
+        text: Sequence[Any],
+    ) -> None:
+        self.options, self.teacher, self.students, self.text = options, teacher, students, text
+        self.vocabulary = min(pair.common_vocabulary(teacher, student) for student in students)
+        self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else None
+        self.share, self.shares = points.share_of(options.share)
+        self.seconds: dict[int, list[float]] = {index: [] for index in range(len(students))}
+        self._failed: list[dict[str, Any]] = []
+        self._planes: dict[tuple[int, int], Plane] = {}
+
+    @cached_property
+    def loss(self) -> loss.CommonLoss:
+        """Made when it is first asked: a finished record needs no teacher."""
+        return loss.CommonLoss(
+            self.teacher.model,
+            self.text,
+            self.vocabulary,
+            metrics=self.options.metric,
+            k=self.options.k,
+            cache_mb=self.options.cache_mb,
+        )
+
+    @property
+    def kept(self) -> str:
+        """What was kept of the teacher in this run."""
+        return self.loss.kept if "loss" in vars(self) else "it was measured before"
+
+    def facts(self) -> dict[str, Any]:
+        """What the record's reader needs to know of the measurement."""
+        options, models = self.options, [student.model for student in self.students]
+        left = [left_out(model, options.moved) for model in models]
+        return {
+            "teacher": self.teacher.card.as_dict(),
+            "students": [student.card.as_dict() for student in self.students],
+            "seeds": seeds(options),
+            "loss": loss.WORDS,
+            "grid": options.grid,
+            "moved": options.moved,
+            "directions": RULES,
+            "params_zeroed": left[0]["params_zeroed"],
+            "zero_rows": [each["zero_rows"] for each in left],
+            "vocabulary": self.vocabulary,
+            "dtype": options.dtype,
+            "attention": getattr(models[0].config, "_attn_implementation", None),
+            "metrics": list(options.metric),
+            "k": options.k,
+            "held_out": options.held_out,
+            "tolerance": options.tolerance,
+            "share": options.share,
+            "scalars": curvature.RULES if options.scalars else "",
+        }
+
+    def radius(self, inputs: dict[str, str]) -> tuple[Radius, list[Probed]]:
+        """The radius that was asked for, that an earlier run or another share resolved, or the automatic one.
+
+        With it the probes that were taken now.
+        """
+        if self.options.radius is not None:
+            return Radius(self.options.radius, "as asked"), []
+        for path in self._begun():
+            try:
+                begun = records.read(path, unfinished_ok=True)
+            except InputError:
+                continue
+            if begun.header["inputs"] == inputs:
+                return Radius(float(begun.facts["radius"]), str(begun.facts["radius_rule"])), []
+        planes = [(index, seed) for seed in seeds(self.options) for index in range(len(self.students))]
+        bar = tqdm(desc="landscape radius", unit="point", disable=None)
+
+        def probe(index: int, seed: int) -> Probe:
+            def losses(places: Sequence[tuple[float, float]]) -> list[float]:
+                found = []
+                with torch.no_grad(), self.plane(index, seed).on() as plane:
+                    for a, b in places:
+                        plane.move(a, b)
+                        found.append(self.loss.loss(plane.model))
+                        bar.update()
+                return found
+
+            return losses
+
+        with bar:
+            found = automatic([probe(*plane) for plane in planes], self.options.rise, self.vocabulary)
+        return found, [(*planes[which], a, b, value) for which, a, b, value in found.probes]
+
+    def _begun(self) -> Iterator[Any]:
+        """Records of this landscape that may have been begun: this one, the other shares', the whole one."""
+        for share in (self.options.share, *(f"{k + 1}/{self.shares}" for k in range(self.shares)), ""):
+            yield records.record_path("landscape", replace(self.options, share=share))
+
+    def plane(self, index: int, seed: int) -> Plane:
+        """One student's plane, kept while planes are small."""
+        if (index, seed) not in self._planes:
+            model = self.students[index].model
+            size = 20 * sum(p.numel() for p in perturbed(model, self.options.moved).values())
+            if size * (len(self._planes) + 1) > _KEPT_PLANES:
+                self._planes.clear()
+            self._planes[index, seed] = Plane(model, seed, self.options.moved, self.dtype)
+        return self._planes[index, seed]
+
+    def measure(self, record: records.Writer, probes: Sequence[Probed]) -> None:
+        """Every row that the record lacks: probes, planes, refinement, scalars."""
+        r = float(record.facts["radius"])
+        for index, seed, a, b, value in probes:
+            key = f"probe/{index}/{seed}/{a:g}/{b:g}"
+            if key not in record.done:
+                place = {"kind": "probe", "student": index, "seed": seed, "a": a, "b": b}
+                self._write(
+                    record, key, place, {"loss_sum": value * self.loss.n_tokens, "n_tokens": self.loss.n_tokens}
+                )
+        options = self.options
+        for seed in seeds(options):
+            chosen = points.grid_points(r, options.grid) + points.held_out_points(r, options.held_out, seed)
+            mine = [point for place, point in enumerate(chosen) if place % self.shares == self.share]
+            for index in range(len(self.students)):
+                self._points(record, index, seed, mine)
+            if self.shares == 1:
+                self._refine(record, seed, r)
+        self._scalars(record, r)
+
+    def _points(self, record: records.Writer, index: int, seed: int, chosen: Sequence[Point]) -> None:
+        missing = [point for point in chosen if point.key(index, seed) not in record.done]
+        if not missing:
+            return
+        name = f"landscape {self.students[index].card.method or index} seed {seed} {missing[0].kind}"
+        with torch.no_grad(), self.plane(index, seed).on() as plane:
+            for point in tqdm(missing, desc=name, unit="point", disable=None):
+                begun = time.perf_counter()
+                plane.move(point.a, point.b)
+                sums = self.loss.sums(plane.model)
+                sums["n_tokens"] = self.loss.n_tokens
+                self._write(record, point.key(index, seed), point.row(index, seed), sums)
+                self.seconds[index].append(time.perf_counter() - begun)
+
+    def _refine(self, record: records.Writer, seed: int, r: float) -> None:
+        """Halve cells, the same for every student, until the interpolation is good enough or may go no further."""
+        options = self.options
+        within: list[Point] = []
+        every = range(len(self.students))
+        for level in range(1, surfaces.LEVELS + 1):
+            rows = self.rows(record)
+            try:
+                now = [_up_to(rows, index, seed, level - 1) for index in every]
+            except InputError:  # not one point of a student is finite
+                return
+            within = points.refined_points(now, options.tolerance, r, options.grid, level, within)
+            for index in every:
+                self._points(record, index, seed, within)
+
+    def rows(self, record: records.Writer) -> list[dict[str, Any]]:
+        """All rows, those without a finite loss among them: the axes keep their length."""
+        return [*record.done.values(), *self._failed]
+
+    def _write(self, record: records.Writer, key: str, place: dict[str, Any], sums: dict[str, float]) -> None:
+        """One row: sums, or an error where the loss is not finite."""
+        if math.isfinite(sums["loss_sum"]):
+            record.write(key, **place, **sums)
+        else:
+            failed = {**place, "error": "the loss is not finite here"}
+            record.write(key, **failed)
+            self._failed.append(failed)
+
+    def _scalars(self, record: records.Writer, r: float) -> None:
+        """The numbers beside the pictures, in float32 whatever the planes were measured in."""
+        options = self.options
+        for index, student in enumerate(self.students):
+            keys = curvature.keys(index, options.scalars) + (hessian.keys(index) if options.hessian else [])
+            mine = {key for place, key in enumerate(keys) if place % self.shares == self.share} - set(record.done)
+            if not mine:
+                continue
+            around = curvature.Around(student.model, self.loss, options.seed, options.moved)
+            with tqdm(total=len(mine), desc=f"landscape {student.card.method} scalars", disable=None) as bar:
+                how: dict[str, Any] = {"mine": mine.__contains__, "advance": bar.update}
+                curvature.measure(record, index, around, radius=r, directions=options.scalars, **how)
+                if options.hessian:
+                    hessian.measure(record, index, around, **how)
+
+
+def _up_to(rows: Sequence[dict[str, Any]], index: int, seed: int, level: int) -> surfaces.Surface:
+    """The surface as it was before the next level, so that a killed run chooses the same cells again."""
+    return surfaces.surface([row for row in rows if row.get("level", 0) <= level], index, seed)
