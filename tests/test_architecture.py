@@ -21,7 +21,7 @@ ALLOWED = {
 }
 FLOOR = {
     *("errors", "verbs", "records", "environment", "measures", "win_rates"),
-    *("stats", "surfaces", "bootstrap", "permutation", "linearised", "edges"),
+    *("stats", "surfaces", "flatness", "bootstrap", "permutation", "linearised", "edges"),
     *("speeds", "speed_model", "speed_explained", "speed_links", "lossless"),
 }
 MATHS = {
