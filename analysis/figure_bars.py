@@ -2,243 +2,197 @@
 
 The bars start at 0. Their intervals overlap even where the paired difference excludes 0, so the differences have
 their own panel: filled when the 95 % interval excludes 0, open when it contains it. Stands for the paper's
-Figure 1, and for Tables 1 and 2 as pictures.
+Figure 1, and for Tables 1 and 2 as pictures. On an axis that need not start at 0 the same numbers are dots.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.grid import Grid
-from analysis.load import LIKELIHOOD_NOTE, Library, Method
-from analysis.pass_columns import Column
-from analysis.style import ERROR, INK, TWO_COLUMNS, Drawing, Settings, look
-from analysis.table_ir import number, signed
-from selectkd_eval.errors import InputError
-from selectkd_eval.stats import Estimate
+from analysis import figure_dots
+from analysis.fitting import beside, ticks, wrapped
+from analysis.load import Library, Method
+from analysis.rates import WORDS, Panel, Rate, as_data, grid_of, in_words, judges, panels
+from analysis.style import ERROR, INK, Drawing, Look, Settings, look, point, reach, width
+from analysis.table_ir import number
 
-CROWD = 10  # more bars than this in a panel do not have room for words
+_WIDE = 0.29  # inches of a bar's place in which a number lies flat
+_NARROW = 0.2  # where it still stands upright; panels with narrower bars go below each other
+_NEAR, _FAR = 0.9, 1.35  # from bar to bar within a family, and to the next family
 
-_WORDS = {"passk": ("pass@1", "pass@1 (%)"), "winrate": ("win rate", "win rate (%)")}
+
+class Sizes(NamedTuple):
+    """Panels side by side, and inches of a bar's place."""
+
+    across: int
+    unit: float
 
 
-def rates(library: Library, kind: str, settings: Settings) -> Drawing:
+def rates(library: Library, kind: Literal["passk", "winrate"], settings: Settings) -> Drawing:
     """Grouped bars of pass@1 or of win rates, one panel per column, with the paired differences below."""
-    grid = Grid(library, kind, settings.resamples)  # type: ignore[arg-type]
-    if not grid.columns:
-        raise InputError(f"the {kind} figure needs {kind} records: run `selectkd-eval {kind}` first")
-    count = len(grid.columns)
-    present = [[m for m in grid.methods if grid.terms(column, m) is not None] for column in grid.columns]
-    crowded = max(map(len, present)) > CROWD
-    width = max(TWO_COLUMNS if count > 1 else 4.6, 0.2 * sum(map(len, present)) + 1.2 if crowded else 0)
+    found = panels(grid_of(library, kind, settings.resamples))
+    if settings.style == "dots":
+        return figure_dots.rates(found, kind, settings)
+    sizes = _sizes(found, width(settings))
+    down = -(-len(found) // sizes.across)
+    tall = 3.4 if down == 1 and settings.columns == 2 else 2.9
     figure, axes = plt.subplots(
-        2, count, figsize=(width, 3.9), squeeze=False, sharex="col", sharey="row", height_ratios=(2.2, 1)
+        2 * down,
+        sizes.across,
+        figsize=(width(settings), tall * down),
+        squeeze=False,
+        height_ratios=(2.2, 1) * down,
     )
-    drawn: set[Method] = set()
-    data: dict[str, Any] = {}
-    for index, column in enumerate(grid.columns):
-        places = _places(present[index])
-        drawn |= set(places)
-        data[grid.label(column)] = _bars(axes[0, index], grid, column, places, turned=crowded)
-        _differences(axes[1, index], grid, column, places, data[grid.label(column)], named=not crowded)
-        judged = "\n(likelihood judge)" if column.get("judge_kind") == "likelihood" else ""
-        axes[0, index].set_title(_two_lines(grid.label(column)) + judged)
-        _family_ticks(axes[1, index], places, grid, turned=crowded)
-    axes[0, 0].set_ylabel(_WORDS[kind][1])
-    axes[1, 0].set_ylabel("paired\ndifference\n(points)")
-    _gate_legend(figure, sorted(drawn, key=lambda method: method.order))
+    named = all(_named(panel, sizes.unit) for panel in found)
+    for index, panel in enumerate(found):
+        row, place = divmod(index, sizes.across)
+        upper, lower = axes[2 * row, place], axes[2 * row + 1, place]
+        _pair(upper, lower, panel, sizes, named=named)
+        if place:
+            upper.sharey(axes[2 * row, 0])
+            lower.sharey(axes[2 * row + 1, 0])
+        else:
+            upper.set_ylabel(f"{WORDS[kind]} (%)")
+            lower.set_ylabel("paired\ndifference\n(points)")
+    for index in range(len(found), down * sizes.across):
+        row, place = divmod(index, sizes.across)
+        axes[2 * row, place].set_axis_off()
+        axes[2 * row + 1, place].set_axis_off()
+    drawn = sorted({method for panel in found for method in panel.methods}, key=lambda method: method.order)
+    gate_legend(figure, drawn, settings)
+    against = "the method named" if named else figure_dots.REFERENCE
     caption = (
-        f"{_WORDS[kind][0].capitalize()} with 95 % intervals over prompts (training seeds pooled, small circles: the "
-        f"seeds one by one). Below: difference to {_against(crowded)}, paired by prompt; filled where its 95 % "
-        f"interval excludes 0, open where it does not.{_judges(grid)}"
+        f"{WORDS[kind].capitalize()} with 95 % intervals over prompts (training seeds pooled, small circles: the "
+        f"seeds one by one). Below: difference to {against}, paired by prompt; filled where its 95 % "
+        f"interval excludes 0, open where it does not.{judges(found)}"
     )
-    alt = _sentences(grid, _WORDS[kind][0])
-    return Drawing(kind, figure, caption, alt, data)
+    return Drawing(kind, figure, caption, f"Bar chart. {in_words(found, kind)}", as_data(found))
 
 
-def _against(crowded: bool) -> str:
-    return "the method without the gate (SFT-control for a method without one)" if crowded else "the method named"
-
-
-def _places(methods: list[Method]) -> dict[Method, float]:
+def places(methods: Sequence[Method]) -> list[float]:
     """x of every bar: families (a base and the gates on it) side by side, a gap between them."""
-    places: dict[Method, float] = {}
-    x, family = 0.0, None
+    found: list[float] = []
+    family = None
     for method in methods:
         mine = method.base or method.label
-        x += 0.0 if not places else 0.9 if mine == family else 1.35
-        places[method], family = x, mine
-    return places
+        found.append(found[-1] + (_NEAR if mine == family else _FAR) if found else 0.0)
+        family = mine
+    return found
 
 
-def _bars(
-    axis: Axes, grid: Grid, column: Column, places: dict[Method, float], *, turned: bool = False
-) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for method, x in places.items():
-        estimate = grid.estimate(column, method)
-        if estimate is None or math.isnan(estimate.value):
-            continue
-        percent = estimate.scaled(100)
-        _bar(axis, x, 0.8, percent, look(method), turned=turned)
-        seeds = grid.seeds(column, method)
-        if len(seeds) > 1:
-            offsets = [x + 0.12 * (i - (len(seeds) - 1) / 2) for i in range(len(seeds))]
-            axis.scatter(
-                offsets, [100 * v for _, v in seeds], s=7, facecolors="white", edgecolors=INK, linewidths=0.5, zorder=4
-            )
-        data[grid.library.label(method)] = {**_plain(percent), "seeds": [[seed, 100 * v] for seed, v in seeds]}
-    axis.set_ylim(bottom=0)
-    axis.tick_params(axis="x", length=0)
-    if column.kind == "winrate":
-        axis.axhline(50, color=INK, linewidth=0.7, linestyle=":")
-    return data
+def _sizes(found: Sequence[Panel], inches: float) -> Sizes:
+    """As many panels side by side as leave every bar enough room."""
+    extent = max(places(panel.methods)[-1] + 1.3 for panel in found)
+    for down in range(1, len(found) + 1):
+        across = -(-len(found) // down)
+        unit = ((inches - 0.75) / across - 0.12) / extent
+        if unit >= _NARROW:
+            break
+    return Sizes(across, unit)
 
 
-def _differences(
-    axis: Axes, grid: Grid, column: Column, places: dict[Method, float], data: dict[str, Any], *, named: bool = True
-) -> None:
-    for method, x in places.items():
-        other = grid.reference(column, method)
-        found = grid.delta(column, method, other) if other else None
-        if other is None or found is None or math.isnan(found[0].value):
-            continue
-        points = found[0].scaled(100)
-        style = look(method)
-        face = style.colour if points.excludes(0) else "white"
-        _point(axis, x, points, style.marker, face, style.colour)
-        if named:
-            axis.annotate(
-                f"− {other.label}",
-                (x, 0),
-                (0, 2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize=6,
-            )
-        data[grid.library.label(method)][f"difference to {grid.library.label(other)}"] = _plain(points)
-    axis.axhline(0, color=INK, linewidth=0.7)
-    axis.margins(y=0.35)
+def _named(panel: Panel, unit: float) -> bool:
+    """Whether every difference has room for the name of the method that it is held against."""
+    differing = [(x, r) for x, r in zip(places(panel.methods), panel.rates, strict=True) if r.difference is not None]
+    return beside([f"− {rate.against_name} " for _, rate in differing], [unit * x for x, _ in differing], 6)
 
 
-def _bar(
-    axis: Axes,
-    x: float,
-    width: float,
-    estimate: Estimate,
-    style: Any,
-    turned: bool = False,
-) -> None:
-    errors = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
+def _pair(upper: Axes, lower: Axes, panel: Panel, sizes: Sizes, *, named: bool) -> None:
+    xs = places(panel.methods)
+    for rate, x in zip(panel.rates, xs, strict=True):
+        bar(upper, x, rate, unit=sizes.unit)
+        if rate.difference is not None:
+            difference(lower, x, rate, named=named)
+    if panel.column.kind == "winrate":
+        upper.axhline(50, color=INK, linewidth=0.7, linestyle=":")
+    lower.axhline(0, color=INK, linewidth=0.7)
+    lower.margins(y=0.35)
+    upper.set_ylim(bottom=0)
+    upper.set_xticks([])
+    for axis in (upper, lower):
+        axis.set_xlim(-0.65, xs[-1] + 0.65)
+    upper.set_title(wrapped(panel.heading, sizes.unit * (xs[-1] + 1.3), 8))
+    families: dict[str, list[float]] = {}
+    for rate, x in zip(panel.rates, xs, strict=True):
+        families.setdefault(rate.method.base or rate.name, []).append(x)
+    ticks(lower, [sum(own) / len(own) for own in families.values()], list(families), sizes.unit)
+
+
+def bar(axis: Axes, x: float, rate: Rate, unit: float) -> None:
+    """A rate as a bar with its interval, its value at the foot and its seeds as circles; `unit` inches a step of x."""
+    style = look(rate.method)
     axis.bar(
         x,
-        estimate.value,
-        width,
+        rate.value.value,
+        0.8,
         color=style.colour,
         hatch=style.hatch,
         edgecolor=INK,
         linewidth=0.6,
-        yerr=errors,
+        yerr=reach(rate.value),
         error_kw=ERROR,
     )
     axis.annotate(
-        number(estimate.value, 1),
+        number(rate.value.value, 1),
         (x, 0),
         (0, 3),
         textcoords="offset points",
         ha="center",
         va="bottom",
-        fontsize=6.5,
-        rotation=90 if turned else 0,
+        fontsize=6.5 if unit > 0.15 else 6,
+        rotation=0 if unit >= _WIDE else 90,
         zorder=5,
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
     )
+    if len(rate.seeds) > 1:
+        step = min(0.12, 0.7 / len(rate.seeds))
+        offsets = [x + step * (i - (len(rate.seeds) - 1) / 2) for i in range(len(rate.seeds))]
+        values = [value for _, value in rate.seeds]
+        size = 7 if unit > 0.15 else 3
+        axis.scatter(offsets, values, s=size, facecolors="white", edgecolors=INK, linewidths=0.5, zorder=4)
 
 
-def _point(axis: Axes, x: float, estimate: Estimate, marker: str, face: str, edge: str) -> None:
-    errors = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
-    axis.errorbar(
-        x,
-        estimate.value,
-        yerr=errors,
-        fmt=marker,
-        markersize=4.5,
-        markerfacecolor=face,
-        markeredgecolor=edge,
-        markeredgewidth=1.0,
-        **ERROR,
-    )
+def difference(axis: Axes, x: float, rate: Rate, *, named: bool) -> None:
+    """A paired difference as a point, filled where its interval excludes 0."""
+    assert rate.difference is not None
+    style = look(rate.method)
+    filled = rate.difference.excludes(0)
+    axis.errorbar(x, rate.difference.value, yerr=reach(rate.difference), **point(style, filled=filled))
+    if named:
+        axis.annotate(
+            f"− {rate.against_name}",
+            (x, 0),
+            (0, 2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=6,
+        )
 
 
-def _family_ticks(axis: Axes, places: dict[Method, float], grid: Grid, *, turned: bool = False) -> None:
-    families: dict[str, list[float]] = {}
-    for method, x in places.items():
-        families.setdefault(method.base or grid.library.label(method), []).append(x)
-    labels = [name.replace(" ", "\n", 1) for name in families]
-    middles = [sum(xs) / len(xs) for xs in families.values()]
-    if turned:
-        axis.set_xticks(middles, list(families), rotation=35, ha="right", rotation_mode="anchor")
-    else:
-        axis.set_xticks(middles, labels)
-    axis.tick_params(axis="x", length=0)
-
-
-def _gate_legend(figure: Figure, methods: list[Method]) -> None:
+def gate_legend(figure: Figure, methods: Sequence[Method], settings: Settings) -> None:
+    """What the hatches mean, where a gate is drawn."""
     # Gates on the control have its colour, not the gates'.
     gated = [method for method in methods if method.base and not method.base.startswith("SFT")]
     if not gated:
         return
-    seen: dict[Any, Patch] = {}
-    bases = [
-        method
-        for method in methods
-        if method.role == "student" and not method.base and not method.label.startswith("SFT")
-    ]
+    bases = [m for m in methods if m.role == "student" and not m.base and not m.label.startswith("SFT")]
+    seen: dict[Look, Patch] = {}
     if bases:
         seen[look(bases[0])] = _patch(bases[0], "without gate")
     for method in gated:
         seen.setdefault(look(method), _patch(method, f"+ {method.label.split('+')[-1].strip()}"))
-    figure.legend(handles=list(seen.values()), loc="outside upper center", ncols=4)
+    columns = 4 if settings.columns == 2 else 3
+    figure.legend(handles=list(seen.values()), loc="outside upper center", ncols=columns, columnspacing=1.2)
 
 
 def _patch(method: Method, label: str) -> Patch:
     style = look(method)
     return Patch(facecolor=style.colour, hatch=style.hatch, edgecolor=INK, linewidth=0.6, label=label)
-
-
-def _judges(grid: Grid) -> str:
-    judges = sorted({(str(c.get("judge")), str(c.get("judge_kind"))) for c in grid.columns if c.kind == "winrate"})
-    return "".join(f" Judge: {name}{f' ({LIKELIHOOD_NOTE})' if kind == 'likelihood' else ''}." for name, kind in judges)
-
-
-def _sentences(grid: Grid, word: str) -> str:
-    parts = []
-    for column in grid.columns:
-        values = []
-        for method in grid.methods:
-            estimate = grid.estimate(column, method)
-            if estimate is not None and not math.isnan(estimate.value):
-                values.append(f"{grid.library.label(method)} {number(100 * estimate.value, 1)} %")
-            other = grid.reference(column, method)
-            found = grid.delta(column, method, other) if other else None
-            if other and found and not math.isnan(found[0].value):
-                values[-1] += f" ({signed(100 * found[0].value, 1)} against {grid.library.label(other)})"
-        judged = " by a likelihood judge" if column.get("judge_kind") == "likelihood" else ""
-        parts.append(f"{word}{judged} on {grid.label(column)}: {', '.join(values)}")
-    return "Bar chart. " + "; ".join(parts) + "."
-
-
-def _two_lines(label: str) -> str:
-    return label.replace(" vs ", "\nvs ") if len(label) > 24 else label
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}

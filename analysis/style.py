@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from analysis.files import put
 from analysis.load import Method
 from selectkd_eval.records import canonical
+from selectkd_eval.stats import Estimate
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches
 INK, PALE = "#222222", "#dddddd"
@@ -161,6 +162,23 @@ def told_apart(methods: Sequence[Method]) -> dict[Method, Look]:
 def ink(style: Look) -> str:
     """The colour of a look's lines: what is too pale for a line on white is dark."""
     return INK if style.colour in ("#ffffff", "#F0E442") else style.colour
+
+
+def reach(estimate: Estimate) -> list[list[float]]:
+    """Distances from the value to its limits, as matplotlib wants them."""
+    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
+
+
+def point(style: Look, *, filled: bool) -> dict[str, Any]:
+    """How a point with its interval is drawn."""
+    return {
+        "fmt": style.marker,
+        "markersize": 4.5,
+        "markerfacecolor": style.colour if filled else "white",
+        "markeredgecolor": ink(style),
+        "markeredgewidth": 1.0,
+        **ERROR,
+    }
 
 
 @dataclass
