@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from analysis import figure_bars, figure_landscape, figure_speed, figure_tar, figure_training
+from analysis import figure_bars, figure_curves, figure_landscape, figure_speed, figure_tar, figure_training
 from analysis.load import Library, library
 from analysis.protocols import one_protocol
 from analysis.style import Drawing, Settings, close, save, settle, styled
@@ -18,6 +18,7 @@ from selectkd_eval.verbs import FigureOptions
 FIGURES: dict[str, Callable[[Library, Settings], Drawing]] = {
     "winrate": lambda records, settings: figure_bars.rates(records, "winrate", settings),
     "passk": lambda records, settings: figure_bars.rates(records, "passk", settings),
+    "curves": figure_curves.curves,
     "training": figure_training.training,
     "tar": figure_tar.tar,
     "landscape": figure_landscape.landscape,

@@ -84,17 +84,20 @@ def at_line_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size
     figure.draw_without_rendering()
     height = 72 * axis.get_position().height * figure.get_size_inches()[1]  # points
     fraction = [(y - low) / (high - low) for _, y, _, _ in ends]
-    gap = 1.25 * size / height
+    gap = 1.3 * size / height
     for (x, y, name, colour), place in zip(ends, apart(fraction, gap, 0.0, 1.0), strict=True):
         axis.annotate(
             name,
             xy=(x, y),
-            xytext=(1.04, place),
+            xytext=(1.05, place),
             textcoords="axes fraction",
             va="center",
             fontsize=size,
             color=INK,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                **{"arrowstyle": "-", "color": colour, "linewidth": 0.7},
+                **{"shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},  # from the middle of the name's left edge
+            },
             annotation_clip=False,
         )
     axis.set_ylim(low, high)

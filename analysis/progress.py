@@ -1,0 +1,178 @@
+"""How good was each method at each step of its training, and which number says so?
+
+Checkpoints that were tested or judged say it best; where none was, training's own held-out acceptance or loss, or the
+acceptance of kept checkpoints. One number is taken for all methods, by one rule: the first of these that at least two
+methods have. Bands are over training seeds; nothing is smoothed and nothing drawn here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from analysis.acceptance import TarSet, tar_sets
+from analysis.grid import Grid
+from analysis.load import Library, Measurement, Method
+from analysis.training_curves import held_out_loss, trained_methods
+from selectkd_eval import measures
+from selectkd_eval.errors import InputError
+from selectkd_eval.records import Record
+from selectkd_eval.stats import Estimate, Floats
+
+Band = Literal["t", "range", "prompts", ""]
+BANDS: dict[Band, str] = {
+    "t": "95 % over training seeds, Student's t",
+    "range": "from the smallest to the largest training seed",
+    "prompts": "95 % over prompts, of one student",
+}
+_FEW = 4  # seeds below which their range is drawn: a t interval of two or three says more than it knows
+
+
+class Line(NamedTuple):
+    """One method over its training: steps or tokens, mean and band, (T,) each; NaN where there is no band."""
+
+    at: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    seeds: int
+    band: Band
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One number of every method over steps: its name, what it was measured by, and its lines."""
+
+    what: str
+    source: str
+    lines: dict[Method, Line]
+    unit: str = "optimiser step"
+
+
+def progress(library: Library, resamples: int) -> Progress:
+    """The best number that at least two methods have, else that one has; InputError where nothing was followed."""
+    found = [one for one in _offers(library, resamples) if one.lines]
+    if not found:
+        raise InputError(
+            "the curves figure needs train records, or passk, winrate or tar records of two checkpoints: run "
+            "`selectkd-eval train` first"
+        )
+    chosen = next((one for one in found if len(one.lines) > 1), found[0])
+    return _over_tokens(library, chosen)
+
+
+def _offers(library: Library, resamples: int) -> Iterator[Progress]:
+    yield from _checkpoints(library, "passk", "pass@1 (%)", resamples)
+    yield from _checkpoints(library, "winrate", "win rate (%)", resamples)
+    groups = trained_methods(library) if library.of("train") else {}
+    for what, name in (("alpha", "held-out α = 1 − mean TV"), ("loss", "validation loss (unweighted)")):
+        kept = {m: r for m, r in groups.items() if what != "loss" or m.held_out == held_out_loss(groups)}
+        lines = {method: _trained(records, what) for method, records in kept.items()}
+        yield Progress(name, "train records", {method: line for method, line in lines.items() if line is not None})
+    for chosen in tar_sets(library):
+        points = {at: terms.estimate(resamples) for at, terms in _alphas(chosen)}
+        yield Progress(f"α = 1 − mean TV on {chosen.text}", "tar records", _estimated(points))
+
+
+def _alphas(chosen: TarSet) -> Iterator[tuple[tuple[Method, int], measures.Terms]]:
+    for (method, step), kinds in chosen.points.items():
+        if step is not None and method.role == "student":
+            yield (method, step), kinds["alpha"]
+
+
+def _trained(records: Sequence[Record], what: str) -> Line | None:
+    """One number of training's own validation, seeds side by side on the steps that all have."""
+    curves = [measures.curve(record.rows, "validation", what) for record in records]
+    found = [dict(zip(at.tolist(), values.tolist(), strict=True)) for at, values in curves if len(at)]
+    return _seeds(found) if found else None
+
+
+def _checkpoints(library: Library, kind: Literal["passk", "winrate"], name: str, resamples: int) -> Iterator[Progress]:
+    """The column on which most methods were followed over checkpoints."""
+    grid = Grid(library, kind, resamples)
+    columns = []
+    for column in grid.columns:
+        here = [m for m in library.measurements() if m.column == column]
+        lines = _followed(library, here, resamples)
+        if lines:
+            columns.append(Progress(f"{name} on {grid.label(column)}", f"{kind} records of checkpoints", lines))
+    yield from sorted(columns, key=lambda one: -len(one.lines))[:1]
+
+
+def _followed(library: Library, found: Sequence[Measurement], resamples: int) -> dict[Method, Line]:
+    terms: dict[Method, dict[Any, dict[int, measures.Terms]]] = defaultdict(lambda: defaultdict(dict))
+    for one in found:
+        card = one.record.facts.get("model" if one.column.kind == "passk" else "candidate") or {}
+        training = card.get("training") or {}
+        step = training.get("step") or card.get("step") or training.get("steps")
+        if step is not None and one.method.role == "student":
+            terms[library.run_of(card)][one.seed][int(step)] = one.terms
+    lines: dict[Method, Line] = {}
+    for method in sorted(terms, key=lambda method: method.order):
+        seeds = list(terms[method].values())
+        steps = set.intersection(*(set(seed) for seed in seeds))
+        if len(steps) < 2:
+            continue
+        if len(seeds) == 1:
+            points = {(method, step): seeds[0][step].estimate(resamples).scaled(100) for step in steps}
+            lines |= _estimated(points)
+        elif (line := _seeds([{step: 100 * seed[step].value for step in steps} for seed in seeds])) is not None:
+            lines[method] = line
+    return lines
+
+
+def _estimated(points: Mapping[tuple[Method, int], Estimate]) -> dict[Method, Line]:
+    """Lines of one number with its interval over prompts at every step."""
+    lines = {}
+    for method in sorted({method for method, _ in points}, key=lambda method: method.order):
+        steps = sorted(step for other, step in points if other == method)
+        if len(steps) > 1:
+            own = [points[method, step] for step in steps]
+            mean, low, high = np.array([[one.value, one.low, one.high] for one in own]).T
+            lines[method] = Line(np.array(steps, dtype=float), mean, low, high, 1, "prompts")
+    return lines
+
+
+def _seeds(found: Sequence[Mapping[Any, float]]) -> Line | None:
+    """Mean and band over seeds, each a step to its value, on the steps that all have; None for fewer than two."""
+    steps = sorted(set.intersection(*(set(one) for one in found)))
+    if len(steps) < 2:
+        return None
+    values = np.array([[one[step] for step in steps] for one in found])
+    mean, count = values.mean(axis=0), len(found)
+    at = np.array(steps, dtype=float)
+    if count == 1:
+        return Line(at, mean, np.full(len(at), np.nan), np.full(len(at), np.nan), 1, "")
+    if count < _FEW:
+        return Line(at, mean, values.min(axis=0), values.max(axis=0), count, "range")
+    reach = float(student_t.ppf(0.975, count - 1)) * values.std(axis=0, ddof=1) / np.sqrt(count)
+    return Line(at, mean, mean - reach, mean + reach, count, "t")
+
+
+def _over_tokens(library: Library, chosen: Progress) -> Progress:
+    """Over training tokens instead of steps where the methods' batches differ: a step is then not one amount."""
+    batches = {str(method.get("batch")) for method in chosen.lines}
+    groups = trained_methods(library) if library.of("train") and len(batches) > 1 else {}
+    seen = {method: tokens(groups[method]) for method in chosen.lines if method in groups}
+    if len(batches) < 2 or len(seen) < len(chosen.lines) or not all(len(at) for at, _ in seen.values()):
+        return chosen
+    lines = {}
+    for method, line in chosen.lines.items():
+        at, total = seen[method]
+        lines[method] = line._replace(at=np.interp(line.at, np.append(0, at), np.append(0, total)) / 1e6)
+    return Progress(chosen.what, chosen.source, lines, "training tokens (millions)")
+
+
+def tokens(records: Sequence[Record]) -> tuple[Floats, Floats]:
+    """Steps and the response tokens seen up to each, mean over a method's seeds; empty where they were not counted."""
+    curves = [measures.curve(record.rows, "step", "tokens") for record in records]
+    counted = [(at, np.cumsum(values)) for at, values in curves if len(at)]
+    if not counted:
+        return np.array([]), np.array([])
+    longest = min(len(at) for at, _ in counted)
+    return counted[0][0][:longest], np.mean([total[:longest] for _, total in counted], axis=0)
