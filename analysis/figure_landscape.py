@@ -1,255 +1,237 @@
 """Which student sits in the flatter place? The paper's Figure 4b, with everything on one scale.
 
-Surfaces and contours of the same loss on the same tokens along the same directions, one colour norm, one height.
-A picture's order can flip with the directions, so the radial profile over all direction seeds stands below, and
-the surfaces shown are those of the seed nearest to the mean profile, never the prettiest. Records that do not
-share teacher, tokens, loss, vocabulary, rule of directions, radius and grid are refused.
+Surfaces above, contours below: the same loss on the same tokens along the same directions, one colour norm, one height.
+They illustrate. A picture's order can flip with the directions and with the distance, so what is to be concluded stands
+in the panels below: radial profiles with bands, paired differences from the plain method, scalars with intervals. The
+surfaces shown are those of the seeds nearest to the mean profile, never the prettiest. Records that do not belong on
+one scale are refused (`landscapes`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from mpl_toolkits.mplot3d.axes3d import Axes3D
-from scipy.stats import t as student_t
 
+from analysis import landscape_panels as panels
+from analysis.landscape_evidence import Evidence, between
+from analysis.landscape_intervals import covered
+from analysis.landscape_panels import Page
+from analysis.landscapes import Landscapes, Plane, landscapes
 from analysis.load import Library, Method
-from analysis.style import TWO_COLUMNS, Drawing, Settings, look
+from analysis.style import Drawing, Settings, told_apart, width
 from analysis.table_ir import number
-from selectkd_eval import surfaces
 from selectkd_eval.errors import InputError
-from selectkd_eval.records import Record
 from selectkd_eval.stats import Floats
 from selectkd_eval.surfaces import Surface
 
-_SHOWN = 4  # surfaces side by side; the profile shows every student
-_FINE = 51  # points per axis after interpolation, for drawing only
-_SHARED = ("tokens_sha256", "loss", "radius", "grid", "directions", "params_zeroed", "vocabulary")
+_SHOWN = 4  # surfaces side by side; the profiles show every method
+# Inches: room left of and between pictures, for the colour bar, above a surface and below a contour; a surface's height
+# in widths, and room for its ticks.
+_LEFT, _GAP, _BAR, _TITLE, _FOOT, _TALL, _TICKS = 0.55, 0.26, 0.78, 0.2, 0.48, 0.86, 0.26
 
 
-class Plane(NamedTuple):
-    """One student's surfaces, by direction seed."""
+class Shown(NamedTuple):
+    """The surfaces in the picture, all along the directions of one seed."""
 
-    method: Method
-    seed: int | None
-    surfaces: dict[int, Surface]
+    planes: list[Plane]
+    direction: int
+
+    @property
+    def surfaces(self) -> list[Surface]:
+        """As measured, one per plane."""
+        return [plane.surfaces[self.direction] for plane in self.planes]
 
 
 def landscape(library: Library, settings: Settings) -> Drawing:
-    """Surfaces, contours and the radial profile of every student."""
-    found = library.of("landscape")
-    if not found:
-        raise InputError("the landscape figure needs landscape records: run `selectkd-eval landscape` first")
-    _comparable(found)
-    planes = sorted(_planes(library, found), key=lambda plane: (plane.method.order, plane.seed or 0))
-    shown = _first_of_each_method(planes)[:_SHOWN]
-    seed = _typical_seed(planes)
-    surfaces = [plane.surfaces[seed] for plane in shown]
-    # Squares as wide as their column allows; the profile keeps its height.
-    side = min(2.1, (TWO_COLUMNS - 0.9) / len(shown))
-    heights = (1.1 * side, 0.95 * side + 0.3, 1.5)
-    figure = plt.figure(figsize=(TWO_COLUMNS, sum(heights) + 0.3))
-    grid = figure.add_gridspec(3, len(shown), height_ratios=heights)
-    norm = _norm(surfaces)
-    mappable = None
-    for index, (plane, surface) in enumerate(zip(shown, surfaces, strict=True)):
-        upper: Any = figure.add_subplot(grid[0, index], projection="3d", computed_zorder=False)
-        _surface(upper, surface, norm)
-        upper.set_title(_name(library, plane), pad=0)
-        lower = figure.add_subplot(grid[1, index])
-        mappable = _contours(lower, surface, norm, first=index == 0)
-    axes = [axis for axis in figure.axes if not isinstance(axis, Axes3D)]
-    bar = figure.colorbar(mappable, ax=axes, label="loss", aspect=18, pad=0.01, ticks=_levels(norm, 6))  # type: ignore[arg-type]
-    bar.ax.set_yticklabels([f"{level:.2g}" for level in _levels(norm, 6)])
-    bar.ax.minorticks_off()
-    data = _profiles(figure.add_subplot(grid[2, :]), library, planes)
-    facts = found[0].facts
-    seeds = sorted({s for plane in planes for s in plane.surfaces})
-    which = f"directions of seed {seed}" + (
-        f", the nearest to the mean profile of {len(seeds)}" if len(seeds) > 1 else ""
-    )
-    caption = (
-        f"Loss landscapes: {facts['loss']}, the same {facts['grid']} × {facts['grid']} points, teacher and tokens for "
-        f"all, along filter-normalised directions, radius {facts['radius']:g} of the weights' row norms; {which}; one "
-        "colour scale and height; surfaces interpolated between the measured points; star: the student. Below: mean "
-        "rise by distance"
-        + (", 95 % t band over direction seeds." if len(seeds) > 1 else " (one direction seed: no band).")
-        + " Flat in random directions does not mean better."
-    )
-    return Drawing("landscape", figure, caption, _alt(library, planes, data), {"seed": seed, "profiles": data})
+    """Surfaces, contours, profiles, paired differences and scalars of every method."""
+    land = landscapes(library)
+    shown = typical(land)
+    labels = {method: library.label(method) for method in land.methods}
+    evidence = Evidence.of(library, land)
+    pictures = Pictures.of(len(shown.planes), settings)
+    rows = evidence.rows(settings)
+    page = Page.of(width(settings), pictures.height + sum(row.height for row in rows))
+    pictures.draw(page, library, shown)
+    evidence.draw(page, pictures.height, rows, told_apart(land.methods), labels)
+    data = {
+        "seed": shown.direction,
+        "training_seeds": [plane.seed for plane in shown.planes],
+        "interpolation": [quality(surface) for surface in shown.surfaces],
+        **evidence.data(land, labels),
+    }
+    caption = _caption(land, shown, evidence, labels)
+    return Drawing("landscape", page.figure, caption, _alt(labels, data), data)
 
 
-def _comparable(found: Sequence[Record]) -> None:
-    """Refuse to put surfaces on one scale that do not belong there."""
-    for name in (*_SHARED, "teacher"):
-        values: dict[str, list[str]] = defaultdict(list)
-        for record in found:
-            fact = record.facts.get(name)
-            value = fact.get("fingerprint") if isinstance(fact, dict) else fact
-            values[str(value)].append(record.path.name)
-        if len(values) > 1:
-            listed = "; ".join(f"{value[:60]} in {', '.join(names)}" for value, names in sorted(values.items()))
-            raise InputError(
-                f"these landscapes cannot be compared, their {name} differs ({listed}): "
-                f"measure all students in one command, or keep other records in another directory"
-            )
-
-
-def _planes(library: Library, found: Sequence[Record]) -> list[Plane]:
-    merged: dict[str, Plane] = {}
-    for record in found:
-        seeds = sorted({row["seed"] for row in record.good})
-        for index, card in enumerate(record.facts["students"]):
-            plane = Plane(library.method(card), card.get("seed"), {})
-            plane = merged.setdefault(str(card.get("fingerprint")), plane)
-            plane.surfaces.update({seed: surfaces.surface(record.rows, index, seed) for seed in seeds})
-    return list(merged.values())
-
-
-def _first_of_each_method(planes: Sequence[Plane]) -> list[Plane]:
-    first: dict[Method, Plane] = {}
-    for plane in planes:
-        first.setdefault(plane.method, plane)
-    return list(first.values()) if len(first) > 1 else list(planes)
-
-
-def _typical_seed(planes: Sequence[Plane]) -> int:
-    """The direction seed whose rise at the edge, over all students, is nearest to the mean over seeds.
-
-    The edge is the farthest distance that was measured for every student under every seed.
+def typical(land: Landscapes) -> Shown:
+    """One student per method (every student of a single method), along the direction seed and of the training seed
+    whose profiles are nearest to the mean over all of them.
     """
-    shared = sorted(set.intersection(*(set(plane.surfaces) for plane in planes)))
-    if not shared:
+    directions = land.directions
+    if not directions:
         raise InputError(
             "these landscapes share no direction seed, so no picture shows all of them: "
             "measure them with the same --seed and --directions"
         )
-    rises = np.array([[plane.surfaces[seed].profile()[1] for plane in planes] for seed in shared])
-    known = np.flatnonzero(np.isfinite(rises).all(axis=(0, 1)))
-    if not len(known):
+    rises = np.array([[plane.surfaces[seed].profile()[1] for plane in land.planes] for seed in directions])
+    if not np.isfinite(rises).all(axis=(0, 1))[1:].any():
         raise InputError("these landscapes lack the loss of a student itself, so no rise can be drawn: measure again")
-    edge = dict(zip(shared, rises[:, :, known[-1]].mean(axis=1), strict=True))
-    middle = float(np.mean(list(edge.values())))
-    return min(shared, key=lambda seed: (abs(float(edge[seed]) - middle), seed))
+    distance = _from_mean(rises.mean(axis=1))
+    direction = min(directions, key=lambda seed: (distance[directions.index(seed)], seed))
+    groups = [land.students(method) for method in land.methods]
+    if len(groups) == 1:
+        return Shown(groups[0][:_SHOWN], direction)
+    shared = sorted(set.intersection(*({plane.seed for plane in group} for group in groups)), key=str)
+    apart: dict[int, float] = {}
+    for group in groups:
+        along = np.array([plane.surfaces[direction].profile()[1] for plane in group])
+        apart |= {plane.index: value for plane, value in zip(group, _from_mean(along), strict=True)}
+    if shared:  # one training seed for all, so that the picture is of students that differ in the method alone
+        chosen = min(
+            shared,
+            key=lambda seed: (sum(apart[p.index] for group in groups for p in group if p.seed == seed), str(seed)),
+        )
+        return Shown([next(p for p in group if p.seed == chosen) for group in groups][:_SHOWN], direction)
+    return Shown([min(group, key=lambda p: (apart[p.index], p.index)) for group in groups][:_SHOWN], direction)
 
 
-def _norm(surfaces: Sequence[Surface]) -> LogNorm:
-    low = min(float(np.nanmin(surface.loss)) for surface in surfaces)
-    high = max(float(np.nanmax(surface.loss)) for surface in surfaces)
-    low = max(low, 1e-6)
-    return LogNorm(low, max(high, low * 1.01))
+def _from_mean(rises: Floats) -> list[float]:
+    """How far each of ``(N, R)`` profiles is from their mean: root mean square of the shares, ring by ring, so that the
+    edge, where the loss is highest, does not decide alone.
+    """
+    mean = rises.mean(axis=0)
+    known = np.isfinite(mean) & (mean != 0)
+    shares = rises[:, known] / mean[known] - 1
+    return [float(np.sqrt(value)) for value in (shares**2).mean(axis=1)] if known.any() else [0.0] * len(rises)
 
 
-def _fine(surface: Surface) -> Surface:
-    """The surface on a finer grid, for drawing only."""
-    return surface.fine(_FINE)
+def quality(surface: Surface) -> dict[str, Any]:
+    """What the picture between the points rests on, and how far it was off where that was measured."""
+    errors = surface.errors
+    known = len(errors) > 0 and surface.range > 0
+    return {
+        "points": surface.n_measured,
+        "held_out": len(errors),
+        "largest_error": surface.residual if known else None,
+        "share_of_range": surface.residual / surface.range if known else None,
+    }
 
 
-def _surface(axis: Any, surface: Surface, norm: LogNorm) -> None:
-    """Floor contour, surface, sparse wire: drawn in this order, since mplot3d cannot sort them."""
-    fine = _fine(surface)
-    low, high = float(norm.vmin or 0), float(norm.vmax or 1)
-    floor = low - 0.6 * (high - low)
-    x, y = np.meshgrid(fine.a, fine.b, indexing="ij")
-    z = np.clip(fine.loss, low, high)
-    axis.contourf(x, y, z, zdir="z", offset=floor, levels=_levels(norm, 12), cmap="viridis", norm=norm, zorder=1)
-    axis.plot_surface(
-        x,
-        y,
-        z,
-        cmap="viridis",
-        norm=norm,
-        shade=False,
-        linewidth=0,
-        antialiased=False,
-        rcount=_FINE,
-        ccount=_FINE,
-        zorder=2,
-        rasterized=True,
-    )
-    axis.plot_wireframe(x, y, z, rcount=11, ccount=11, color="black", linewidth=0.25, alpha=0.35, zorder=3)
-    axis.set_zlim(floor, high)
-    axis.view_init(24, -58)
-    axis.set_box_aspect((1, 1, 0.85), zoom=1.2)
-    for side in (axis.xaxis, axis.yaxis, axis.zaxis):
-        side.set_pane_color((1, 1, 1, 1))
-        side._axinfo["grid"].update(color="#e0e0e0", linewidth=0.4)  # mplot3d has no public setting for it
-    axis.tick_params(pad=-3, labelsize=6)
-    axis.zaxis.set_tick_params(pad=-1)  # its labels stand beside the axis, not below it
-    axis.locator_params(nbins=3)
-    axis.set_zticks([low, high], [f"{low:.2g}", f"{high:.2g}"])
+class Pictures(NamedTuple):
+    """Where surfaces and contours stand, in inches: in two columns a contour below its surface, in one beside it."""
+
+    n: int
+    stacked: bool
+    side: float
+    bar: float
+
+    @staticmethod
+    def of(count: int, settings: Settings) -> Pictures:
+        """The places for `count` students."""
+        across = width(settings) - _LEFT - _BAR
+        if settings.columns == 1:
+            return Pictures(count, False, 0.88, width(settings) - _BAR + 0.09)
+        return Pictures(count, True, min(2.1, across / count - _GAP), _LEFT + min(across, count * (2.1 + _GAP)) + 0.02)
+
+    @property
+    def height(self) -> float:
+        """Of all of them, axis labels included."""
+        one = _TITLE + self.side * _TALL + _TICKS
+        return one + self.side + _FOOT if self.stacked else self.n * one + _FOOT
+
+    def draw(self, page: Page, library: Library, shown: Shown) -> None:
+        """Surfaces and contours, with one colour bar."""
+        norm, top = panels.norm_of(shown.surfaces), 0.0
+        mappable: Any = None
+        for index, (plane, surface) in enumerate(zip(shown.planes, shown.surfaces, strict=True)):
+            fine = surface.fine(panels.FINE)
+            tall, side = self.side * _TALL, self.side
+            if self.stacked:
+                x, top, below = _LEFT + index * (side + _GAP), _TITLE, _TITLE + tall + _TICKS
+                places = (x - 0.06, top, side + 0.12, tall), (x, below, side, side)
+            else:
+                top = _TITLE + index * (_TITLE + tall + _TICKS)
+                places = (-0.1, top, side + 0.52, tall + 0.06), (1.64, top, side, side)
+            upper = page.axes(*places[0], projection="3d", computed_zorder=False)
+            panels.surface(upper, fine, norm, 6)
+            page.text(places[0][0] + places[0][2] / 2, top - 0.04, title(library, plane))
+            lower = page.axes(*places[1])
+            last = self.stacked or index == self.n - 1
+            left = index == 0 if self.stacked else None
+            mappable = panels.contours(lower, fine, norm, left=left, below=last)
+        reach = (_TITLE + self.side * _TALL + _TICKS, self.side) if self.stacked else (_TITLE, top + self.side - _TITLE)
+        bar = page.figure.colorbar(mappable, cax=page.axes(self.bar, reach[0], 0.09, reach[1]), label="loss")
+        ticks = panels.levels(norm, 6)
+        bar.set_ticks(ticks.tolist(), labels=[f"{level:.2g}" for level in ticks])
+        bar.ax.minorticks_off()
 
 
-def _levels(norm: LogNorm, count: int) -> Floats:
-    return np.geomspace(float(norm.vmin or 1e-6), float(norm.vmax or 1), count)
-
-
-def _contours(axis: Axes, surface: Surface, norm: LogNorm, first: bool) -> Any:
-    fine = _fine(surface)
-    filled = axis.contourf(fine.a, fine.b, fine.loss.T, levels=_levels(norm, 24), cmap="viridis", norm=norm)
-    lines = axis.contour(fine.a, fine.b, fine.loss.T, levels=_levels(norm, 8)[1:-1], colors="white", linewidths=0.6)
-    axis.clabel(lines, fontsize=5.5, fmt="%.2g")
-    axis.plot(0, 0, "*", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=8)
-    axis.set_aspect("equal")
-    axis.grid(visible=False)
-    axis.set_xlabel("direction 1")
-    axis.locator_params(nbins=3)
-    if first:
-        axis.set_ylabel("direction 2")
-    else:
-        axis.tick_params(labelleft=False)
-    return filled
-
-
-def _profiles(axis: Axes, library: Library, planes: Sequence[Plane]) -> dict[str, Any]:
-    """Mean rise by distance, per method over its direction and training seeds; the only panel to conclude from."""
-    groups: dict[Method, list[Plane]] = defaultdict(list)
-    for plane in planes:
-        groups[plane.method].append(plane)
-    data: dict[str, Any] = {}
-    for method, members in groups.items():
-        directions = sorted(set.intersection(*(set(plane.surfaces) for plane in members)))
-        radii = members[0].surfaces[directions[0]].profile()[0]
-        # Directions are the independent draws; training seeds along one direction are averaged first.
-        rises = np.array([np.mean([p.surfaces[d].profile()[1] for p in members], axis=0) for d in directions])
-        mean, style = rises.mean(axis=0), look(method)
-        label = f"{library.label(method)} ({len(members)} student{'s' if len(members) > 1 else ''})"
-        axis.plot(radii, mean, color=style.colour, linestyle=style.line, marker=style.marker, label=label)
-        half = np.zeros_like(mean)
-        if len(rises) > 1:
-            half = student_t.ppf(0.975, len(rises) - 1) * rises.std(axis=0, ddof=1) / np.sqrt(len(rises))
-            axis.fill_between(radii, mean - half, mean + half, color=style.colour, alpha=0.18, linewidth=0)
-        data[library.label(method)] = {
-            "radii": radii.tolist(),
-            "rise": mean.tolist(),
-            "half_width": half.tolist(),
-            "directions": len(rises),
-            "students": len(members),
-            "centre": float(np.mean([p.surfaces[d].centre for p in members for d in directions])),
-        }
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("distance from the student, in row norms")
-    axis.set_ylabel("rise of the loss")
-    axis.legend(loc="upper left")
-    return data
-
-
-def _name(library: Library, plane: Plane) -> str:
+def title(library: Library, plane: Plane) -> str:
+    """A student's name in the picture."""
     seed = "" if plane.seed is None else f", seed {plane.seed}"
     return f"{library.label(plane.method)}{seed}"
 
 
-def _alt(library: Library, planes: Sequence[Plane], data: dict[str, Any]) -> str:
+def _caption(land: Landscapes, shown: Shown, evidence: Evidence, labels: dict[Method, str]) -> str:
+    facts, directions = land.facts, land.directions
+    rule = f" ({facts['radius_rule']})" if facts.get("radius_rule") else ""
+    which = f"directions of seed {shown.direction}"
+    if len(directions) > 1:
+        which += f", the nearest to the mean profile of {len(directions)}"
+    profiles = evidence.profiles["loss"].values()
+    sizes = sorted({covered(len(one.seeds), len(one.directions)) for one in profiles})
+    students = max(len(one.seeds) for one in profiles)
+    band = "Bands: " + "; ".join(sizes) if any("over" in words for words in sizes) else "One direction seed: no band"
+    thin = "; thin lines: single training seeds" if students > 1 else ""
+    only = "" if students > 1 else "; one student each, so what another training seed would give is not in it"
+    against = between(evidence.differences, labels)
+    pairs = f" Beside it: {against}, paired by direction and training seed." if against else ""
+    dots = f" Dots: {_scalar_words(evidence.names, facts)}." if evidence.names else ""
+    return (
+        f"Loss landscapes: {facts['loss']}, the same {facts['grid']} × {facts['grid']} points, teacher and tokens for "
+        f"all, along filter-normalised directions, radius {facts['radius']:g} of the weights' row norms{rule}; "
+        f"{which}; one colour scale and height; {_rests_on(shown.surfaces)}; star: the student. Below: mean rise by "
+        f"distance. {band}{thin}{only}.{pairs}{dots} Flat in random directions does not mean better."
+    )
+
+
+def _rests_on(surfaces: Sequence[Surface]) -> str:
+    """The interpolation in words, at its worst over the surfaces shown."""
+    found = [quality(surface) for surface in surfaces]
+    points = sorted({one["points"] for one in found})
+    counts = f"{points[0]}" if len(points) == 1 else f"{points[0]} to {points[-1]}"
+    known = [one for one in found if one["largest_error"] is not None]
+    if not known:
+        return f"interpolated from {counts} points, how well was not measured"
+    worst = max(known, key=lambda one: one["share_of_range"])
+    return (
+        f"interpolated from {counts} points, largest error at {worst['held_out']} held-out points "
+        f"{worst['largest_error']:.2g} ({100 * worst['share_of_range']:.2g} % of the range)"
+    )
+
+
+def _scalar_words(names: Sequence[str], facts: dict[str, Any]) -> str:
+    half = f"{facts['radius'] / 2:.3g}"
+    words = {
+        "curvature": "curvature E[d'Hd]",
+        "flatness r": f"mean rise at r = {half}",
+        "flatness 2r": "and at 2r",
+        "sharpness rho": "highest rise that an ascent finds nearby, a lower bound",
+        "hessian_1": "the Hessian's largest eigenvalue ± Lanczos' residual",
+        "normalised_hessian_1": "the same in row units",
+    }
+    return (
+        ", ".join(words[name] for name in names) + ", with 95 % t intervals where there are several directions or seeds"
+    )
+
+
+def _alt(labels: dict[Method, str], data: dict[str, Any]) -> str:
     parts = [
         f"{name}: loss {number(facts['centre'], 3)} at the student, rising by {number(facts['rise'][last], 3)} at "
         f"distance {number(facts['radii'][last], 2)}"
-        for name, facts in data.items()
+        for name, facts in data["profiles"].items()
         for last in [int(np.flatnonzero(np.isfinite(facts["rise"]))[-1])]
     ]
-    return f"Loss surfaces and contours of {len(planes)} students on one scale. {'; '.join(parts)}."
+    return f"Loss surfaces and contours of {len(labels)} methods on one scale. {'; '.join(parts)}."
