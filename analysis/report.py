@@ -1,42 +1,59 @@
 """The verb `report`: one HTML page with everything the records show, and nothing else.
 
-Findings in sentences first, then tables, figures, how each number is computed, and where each comes from. The page
-is self-contained: styles inline, pictures as data, a content policy that forbids every request, no script. The
-same records give the same bytes.
+Findings in sentences first, then tables, figures, every item, how each number is computed, and where each comes from.
+The page is self-contained: styles and scripts inline and allowed by their hashes, pictures and items as data, a content
+policy that forbids every request. Without scripts nothing is lost but sorting, turning and searching. The same records
+give the same bytes.
 """
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import sys
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import writers
-from analysis.figures import FIGURES, draw
+from analysis import inline, writers
+from analysis.explorer import Explorer, explorer
+from analysis.figures import FIGURES
+from analysis.figures import JUDGED as JUDGED_FIGURES
 from analysis.files import put
 from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
+from analysis.pictures import Picture, picture
 from analysis.protocols import protocols, under
+from analysis.provenance import Sources, ids, of_verbs, origins, sources
 from analysis.speed_explanation import companions
-from analysis.style import Settings, close, encode
+from analysis.style import Settings
 from analysis.summary import one_screen
+from analysis.table_ir import Table
 from analysis.tables import JUDGED, build
 from selectkd_eval import __version__, stats
-from selectkd_eval.environment import sha256_file
 from selectkd_eval.errors import InputError
-from selectkd_eval.records import Record
 from selectkd_eval.verbs import ReportOptions
 
 __all__ = ["page", "run", "summary_lines"]
 
+PAGE = 1_000_000  # bytes of the page: what is cut for it are the explorer's texts
+ITEMS = 20_000  # rows of the explorer
 _TABLES = {1: "winrate", 2: "passk", 4: "train", 5: "speedup"}
-_FIGURES = {"passk": "passk", "winrate": "winrate", "training": "train", "tar": "tar", "speedup": "speedup"}
-_FIGURES |= {"landscape": "landscape"}
-_PIXELS = 130  # CSS pixels per inch of figure
-_DPI = 140  # sharp enough on a phone's screen, and the page stays under a megabyte
+_TRAINED = ("train", "tar")
+_JUDGED = ("winrate",)
+_DRAWN_FROM = {
+    "winrate": _JUDGED,
+    "judges": _JUDGED,
+    "passk": ("passk", "regrade"),
+    "teachers": ("passk", "regrade", "winrate"),
+    "curves": _TRAINED,
+    "training": ("train",),
+    "tar": _TRAINED,
+    "theorem": _TRAINED,
+    "breakdown": ("tar",),
+    "landscape": ("landscape",),
+    "speedup": ("speedup",),
+}
 
 METHODS: tuple[tuple[str, str, str], ...] = (
     (
@@ -79,28 +96,46 @@ INTERVALS = (
 )
 
 
-class Picture(NamedTuple):
-    """A figure as the page holds it."""
+class Shown(NamedTuple):
+    """A table as the page holds it: its HTML, and the records behind every row."""
 
     name: str
-    source: str
-    caption: str
-    alt: str
-    width: int
+    title: str
+    text: Markup
+    sources: list[Sources]
 
 
 def run(options: ReportOptions) -> int | None:
     """Write the page; print what it comes to on one screen, and its path."""
     records = library(options.records)
-    put(options.out, page(records, options.title, options.resamples))
+    put(options.out, page(records, options.title, options.resamples, options.items))
     print(one_screen(records, options.resamples))
     print(f"report: {options.out}")
     return None
 
 
-def page(records: Library, title: str, resamples: int = stats.RESAMPLES) -> str:
-    """The page as text."""
+def page(records: Library, title: str, resamples: int = stats.RESAMPLES, items: int = ITEMS) -> str:
+    """The page as text, with at most `items` rows in its explorer."""
     left_out: list[str] = [f"{path.name} is unfinished" for path in sorted(records.unfinished)]
+    known = ids(records)
+    made, machines = origins(records)
+    verbs = _measured(records)
+    content: dict[str, Any] = {
+        "title": title,
+        "findings": findings(records, resamples),
+        "tables": _tables(records, resamples, left_out),
+        "pictures": _pictures(records, resamples, left_out),
+        "methods": [(name, text) for verb, name, text in METHODS if verb in verbs],
+        "intervals": INTERVALS,
+        "machines": machines,
+        "origins": made,
+        "known": known,
+        "left_out": left_out,
+        "version": __version__,
+        "resamples": f"{resamples:,}",
+        "style": inline.style(),
+        "scripts": inline.scripts(),
+    }
     environment = Environment(
         loader=PackageLoader("analysis"),
         autoescape=True,
@@ -108,20 +143,14 @@ def page(records: Library, title: str, resamples: int = stats.RESAMPLES) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    verbs = _measured(records)
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        findings=findings(records, resamples),
-        tables=_tables(records, resamples, left_out),
-        pictures=_pictures(records, resamples, left_out),
-        methods=[(name, text) for verb, name, text in METHODS if verb in verbs],
-        intervals=INTERVALS,
-        machines=_machines(records),
-        provenance=[_origin(record) for record in records.records],
-        left_out=left_out,
-        version=__version__,
-        resamples=f"{resamples:,}",
-    )
+    template = environment.get_template("report.html.j2")
+    if not items:
+        return inline.clean(template.render(content, explorer=None))
+    bare = template.render(content, explorer=Explorer("", 0, 0, 0, 0))
+    found = explorer(records, items, PAGE - len(inline.clean(bare).encode()) - 500)
+    if found is None and any(verb in verbs for verb in ("passk", "winrate", "answer")):
+        left_out.append("Items: the page has no room for them; selectkd-eval show RECORD --item ID has them all")
+    return inline.clean(template.render(content, explorer=found))
 
 
 def _measured(records: Library) -> set[str]:
@@ -129,20 +158,28 @@ def _measured(records: Library) -> set[str]:
     return {"passk" if record.verb == "regrade" else record.verb for record in records.records}
 
 
-def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Markup]:
+def _tables(records: Library, resamples: int, left_out: list[str]) -> list[Shown]:
     """Every table that the records can fill, as HTML; the writers have escaped it."""
-    made = []
+    made: list[Table] = []
     for number, verb in _TABLES.items():
         if verb not in _measured(records):
             continue
         for part in _by_protocol(records) if number in JUDGED else [records]:
             try:
-                made.append(Markup(writers.html(build(number, part, resamples))))
+                made.append(build(number, part, resamples))
                 if number == 5:
-                    made += [Markup(writers.html(table)) for table in companions(part, resamples)]
+                    made += companions(part, resamples)
             except InputError as error:
                 left_out.append(f"Table {number}: {error}")
-    return made
+    known, names = ids(records), [table.name for table in made]
+    shown = []
+    for place, table in enumerate(made):
+        # A table has as many versions as there are protocols, and an id on a page is there once.
+        again = names[:place].count(table.name)
+        named = dataclasses.replace(table, name=f"{table.name}-{again + 1}") if again else table
+        text = Markup(writers.html(named, linked=True))
+        shown.append(Shown(named.name, named.title, text, sources(named, known)))
+    return shown
 
 
 def _by_protocol(records: Library) -> list[Library]:
@@ -151,49 +188,17 @@ def _by_protocol(records: Library) -> list[Library]:
 
 
 def _pictures(records: Library, resamples: int, left_out: list[str]) -> list[Picture]:
-    made = []
-    for name, verb in _FIGURES.items():
-        assert name in FIGURES
-        if verb not in _measured(records):
-            continue
-        for part in _by_protocol(records) if name == "winrate" else [records]:
+    """Every figure that the records can fill."""
+    made: list[Picture] = []
+    for name in FIGURES:
+        for part in _by_protocol(records) if name in JUDGED_FIGURES else [records]:
             try:
-                made.append(_picture(name, part, resamples))
+                one = picture(name, part, Settings(resamples))
             except InputError as error:
                 left_out.append(f"Figure {name}: {error}")
+                continue
+            print(f"drew {name}", file=sys.stderr)
+            again = sum(other.name.partition("-")[0] == name for other in made)
+            behind = of_verbs(part, _DRAWN_FROM.get(name, ()), ids(records))
+            made.append(one._replace(name=f"{name}-{again + 1}" if again else name, records=behind))
     return made
-
-
-def _picture(name: str, records: Library, resamples: int) -> Picture:
-    drawing = draw(name, records, Settings(resamples))
-    print(f"drew {name}", file=sys.stderr)
-    width = round(_PIXELS * float(drawing.figure.get_size_inches()[0]))
-    data = base64.b64encode(encode(drawing, "png", _DPI)).decode()
-    close(drawing)
-    return Picture(name, f"data:image/png;base64,{data}", drawing.caption, drawing.alt, width)
-
-
-def _origin(record: Record) -> dict[str, Any]:
-    """Where a number comes from: the record, its digest, the code and the seed."""
-    header = record.header
-    return {
-        "name": record.path.name,
-        "verb": record.verb,
-        "sha256": sha256_file(record.path),
-        "git": (header.get("git") or "not in a checkout")[:13],
-        "version": header.get("version") or "unknown",
-        "rows": f"{len(record.good):,}",
-        "failed": f"{len(record.failed):,}",
-        "seed": record.options.get("seed", "–"),
-    }
-
-
-def _machines(records: Library) -> list[str]:
-    """The machines and versions that measured, each once."""
-    found = set()
-    for record in records.records:
-        env = record.header.get("environment") or {}
-        packages = ", ".join(f"{name} {version}" for name, version in sorted((env.get("packages") or {}).items()))
-        machine = f"{env.get('processor', 'unknown processor')}, {env.get('cores', '?')} cores, {env.get('system', '')}"
-        found.add(f"{machine}; Python {env.get('python', '?')}; {packages}")
-    return sorted(found)
