@@ -104,12 +104,15 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         off = [plane.residual / plane.range for plane in planes if plane.range > 0 and np.isfinite(plane.residual)]
         spent = walk.seconds[index]
         cells += [f"{100 * max(off):.2g} % of range" if off else "–", str(sum(plane.n_measured for plane in planes))]
-        table.append([student.card.method, *cells, f"{np.mean(spent):.3f}" if spent else "–"])
+        table.append([student.card.method, *cells, f"{np.mean(spent):.3g}" if spent else "–"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
     for index, student in enumerate(walk.students):
         found = flatness.scalars(rows, index)
-        parts = [f"{name} {value.value:.4g} [{value.low:.4g}, {value.high:.4g}]" for name, value in found.items()]
+        parts = [
+            f"{name} {value.value:.4g}" + (f" [{value.low:.4g}, {value.high:.4g}]" if value.low < value.high else "")
+            for name, value in found.items()
+        ]
         if parts:
             lines.append(f"{student.card.method}: {', '.join(parts)}")
     return lines
