@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis import figure_dots
-from analysis.fitting import beside, ticks, wrapped
+from analysis.fitting import beside, heading, ticks
 from analysis.load import Library, Method
 from analysis.rates import WORDS, Panel, Rate, as_data, grid_of, in_words, judges, panels
 from analysis.style import ERROR, INK, Drawing, Look, Settings, look, point, reach, width
@@ -117,7 +117,7 @@ def _pair(upper: Axes, lower: Axes, panel: Panel, sizes: Sizes, *, named: bool) 
     upper.set_xticks([])
     for axis in (upper, lower):
         axis.set_xlim(-0.65, xs[-1] + 0.65)
-    upper.set_title(wrapped(panel.heading, sizes.unit * (xs[-1] + 1.3), 8))
+    heading(upper, panel.heading, sizes.unit * (xs[-1] + 1.3))
     families: dict[str, list[float]] = {}
     for rate, x in zip(panel.rates, xs, strict=True):
         families.setdefault(rate.method.base or rate.name, []).append(x)

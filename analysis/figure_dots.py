@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.fitting import inches, wrapped
+from analysis.fitting import heading, inches, wrapped
 from analysis.load import Method
 from analysis.rates import WORDS, Panel, as_data, in_words, judges
 from analysis.style import INK, PALE, Drawing, Look, Settings, look, point, reach, width
@@ -53,7 +53,7 @@ def rates(found: Sequence[Panel], kind: str, settings: Settings) -> Drawing:
             continue
         _rates(pair[0], found[index], dict(zip(methods, places, strict=True)), looks)
         _differences(pair[1], found[index], dict(zip(methods, places, strict=True)), looks)
-        pair[0].set_title(wrapped(found[index].heading, room / across, 8), loc="left")
+        heading(pair[0], found[index].heading, room / across, loc="left")
         # An axis that starts elsewhere than at 0 says so, here where its length means nothing.
         zoomed = "" if pair[0].get_xlim()[0] <= 0 else "\n(axis not from 0)"
         pair[0].set_xlabel(f"{WORDS[kind]} (%){zoomed}")

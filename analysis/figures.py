@@ -8,7 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from analysis import figure_bars, figure_curves, figure_landscape, figure_speed, figure_tar, figure_training
+from analysis import (
+    figure_bars,
+    figure_curves,
+    figure_judges,
+    figure_landscape,
+    figure_speed,
+    figure_tar,
+    figure_training,
+)
 from analysis.load import Library, library
 from analysis.protocols import one_protocol
 from analysis.style import Drawing, Settings, close, save, settle, styled
@@ -22,10 +30,11 @@ FIGURES: dict[str, Callable[[Library, Settings], Drawing]] = {
     "training": figure_training.training,
     "tar": figure_tar.tar,
     "landscape": figure_landscape.landscape,
+    "judges": figure_judges.judges,
     "speedup": figure_speed.speedups,
 }
 PAPER = {"1": "winrate", "3a": "curves", "3b": "teachers", "4a": "tar", "4b": "landscape", "5": "judges"}
-JUDGED = ("winrate",)  # two protocols never share one of these
+JUDGED = ("winrate", "judges")  # two protocols never share one of these
 
 
 def run(options: FigureOptions) -> int | None:

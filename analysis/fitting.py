@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,6 +40,12 @@ def beside(texts: Sequence[str], places: Sequence[float], size: float) -> bool:
     widths = [inches(text, size) for text in texts]
     pairs = zip(widths, widths[1:], places, places[1:], strict=False)
     return all((one + two) / 2 <= right - left for one, two, left, right in pairs)
+
+
+def heading(axis: Axes, text: str, width: float, loc: Literal["left", "center", "right"] = "center") -> None:
+    """A title above an axis of `width` inches, in lines that fit; smaller where one word does not."""
+    size = next((size for size in (8.0, 7.0, 6.5) if inches(wrapped(text, width, size), size) <= width + 0.1), 6.0)
+    axis.set_title(wrapped(text, width, size), loc=loc, fontsize=size)
 
 
 def ticks(axis: Axes, places: Sequence[float], names: Sequence[str], unit: float, size: float = 7.5) -> None:

@@ -119,5 +119,5 @@ def _against(rate: Rate) -> str:
 def judges(found: Sequence[Panel]) -> str:
     """Who judged, for the caption; a likelihood is called one."""
     cards = {(str(p.column.get("judge")), str(p.column.get("judge_kind"))) for p in found if p.column.kind == "winrate"}
-    notes = (f"{name}{f' ({LIKELIHOOD_NOTE})' if kind == 'likelihood' else ''}" for name, kind in sorted(cards))
-    return "".join(f" Judge: {note}." for note in notes)
+    notes = [f"{name}{f' ({LIKELIHOOD_NOTE})' if kind == 'likelihood' else ''}" for name, kind in sorted(cards)]
+    return f" Judge{'s' if len(notes) > 1 else ''}: {'; '.join(notes)}." if notes else ""

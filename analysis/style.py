@@ -126,15 +126,15 @@ def look(method: Method) -> Look:
 
 def looks(methods: Sequence[Method]) -> dict[Method, Look]:
     """The looks of methods in one picture. Where several families stand side by side the colour tells them apart, and
-    line and marker tell the gate; the control stays grey.
+    the line tells the gate; markers are each method's own, for print without colour. The control stays grey.
     """
     found = {method: look(method) for method in methods}
     shown = [method for method in methods if found[method] != _CONTROL and method.role == "student"]
     families = list(dict.fromkeys(method.family for method in shown))
     if len(families) > 1:
-        for method in shown:
+        for place, method in enumerate(shown):
             colour = _FAMILIES[families.index(method.family) % len(_FAMILIES)]
-            found[method] = found[method]._replace(colour=colour)
+            found[method] = found[method]._replace(colour=colour, marker=_MARKERS[place % len(_MARKERS)])
     return found
 
 

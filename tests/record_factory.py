@@ -26,6 +26,7 @@ from selectkd_eval.verbs import (
 )
 
 GATES = {"SFT-control": "none", "KD": "none", "KD + Top-k": "top-k", "KD + Spec-k": "spec-k"}
+JUDGES = ("likelihood:embedded:judge", "gpt-4o")
 SKILL = {"Teacher": 0.92, "Start": 0.5, "SFT-control": 0.58, "KD": 0.72, "KD + Top-k": 0.69, "KD + Spec-k": 0.73}
 
 
@@ -157,8 +158,11 @@ def winrate(
     kind: str = "likelihood",
     ties: str = "excluded",
     protocol: str = "selectkd",
+    judge: str = "",
 ) -> Record:
-    rng = random.Random(f"{candidate['method']}{candidate['seed']}win")
+    """`judge` names another judge, with a mind of its own on close answers."""
+    judge = judge or ("likelihood:embedded:judge" if kind == "likelihood" else "gpt-4o")
+    rng = random.Random(f"{candidate['method']}{candidate['seed']}win{'' if judge in JUDGES else judge}")
     edge = 0.3 + 0.5 * (SKILL[_kind(candidate)] - 0.5) + 0.2
     rows = []
     for prompt in range(n):
@@ -169,7 +173,7 @@ def winrate(
         row = {"key": f"s{prompt}/{order}", "prompt": f"s{prompt}", "order": order, "verdict": verdict}
         rows.append({**row, "seed": 0, "candidate_chars": 120, "baseline_chars": 110, "reason": ""})
     facts = {
-        "judge": {"name": "likelihood:embedded:judge" if kind == "likelihood" else "gpt-4o", "kind": kind, "note": ""},
+        "judge": {"name": judge, "kind": kind, "note": ""},
         "protocol": {"name": protocol, "sha256": digest(protocol), "order": "random", "ties": ties},
         "candidate": candidate,
         "baseline": baseline,
