@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from selectkd_eval import lossless, pair, prompts
 from selectkd_eval.errors import InputError
 from selectkd_eval.sampling import GREEDY, Sampling
-from selectkd_eval.speculation import gate
+from selectkd_eval.speculation import gate, rounding
 from selectkd_eval.speculation.draft_verify import ReferenceEngine
 from selectkd_eval.speculation.engine import Decoded, Request
 from selectkd_eval.speeds import PLAIN, Arm
@@ -225,7 +225,9 @@ def test_an_outcome_says_where_and_by_how_much(models):
     other = [*text[:7], (text[7] + 1) % V, *text[8:]]
     changed = gate.greedy_outcome(target, V, ids, text, other)
     assert (
-        changed["outcome"] == "violation" and changed["at"] == 7 and changed["gap_ulps"] > gate.TIE_ULPS[torch.float32]
+        changed["outcome"] == "violation"
+        and changed["at"] == 7
+        and changed["gap_ulps"] > rounding.TIE_ULPS[torch.float32]
     )
     short = gate.greedy_outcome(target, V, ids, text, text[:-1])
     assert short == {"outcome": "violation", "gap_ulps": 0.0, "at": 11}
@@ -292,6 +294,19 @@ def test_evidence_is_what_reading_the_text_token_by_token_gives(models):
     assert (found["tokens"], found["impossible"], found["misplaced"], sum(found["ranks"])) == (30, 0, 0, 30)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(0.8, top_k=6), Sampling(1.0, top_p=0.8), WARM], ids=["k", "p", "warm"])
+def test_evidence_does_not_depend_on_how_many_positions_are_looked_at_together(models, monkeypatch, sampling):
+    target, draft, _, _ = models
+    run = ReferenceEngine(target, [draft], V).decode(Request([4, 2], 30, 5), Arm(0, 3), sampling)
+    found = []
+    for rows in (1, 7, 1000):
+        monkeypatch.setattr(gate, "ROWS", rows)
+        found.append(gate.sampled_evidence(target, draft, V, [4, 2], run, sampling, seed=5))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert other[name] == pytest.approx(value, abs=1e-9), name
+
+
 def test_a_token_that_the_cut_excludes_is_counted(models):
     run = wrong.Plainly(models.target, [], V).decode(Request([1], 20, 3), PLAIN, Sampling(1.0, top_k=4))
     p = CUT.probabilities(gate.text_logits(models.target, [1], run.tokens, V))
@@ -327,15 +342,18 @@ def test_a_draft_that_is_no_model_leaves_the_text_to_be_tested(models):
     top_p=st.sampled_from([1.0, 0.95, 0.7, 0.3]),
     slack=st.sampled_from([0.0, 1e-3, 0.1]),
     coarse=st.booleans(),
+    heads=st.sampled_from([(512, 8192), (3,), (5, 9)]),
 )
-def test_what_a_cut_may_keep_holds_whatever_rounding_does(seed, k, top_p, slack, coarse):
+def test_what_a_cut_may_keep_holds_whatever_rounding_does(seed, k, top_p, slack, coarse, heads):
     """Move every logit by up to half the slack: what is kept then lies between `sure` and `possible`."""
     generator = torch.Generator().manual_seed(seed)
     scores = 2 * torch.randn(4, 12, generator=generator)
     scores = (2 * scores).round() / 2 if coarse else scores  # exact ties
     moved = scores + slack * (torch.rand(scores.shape, generator=generator) - 0.5)
     sampling = Sampling(1.0, top_p, k)
-    possible, sure = gate._supports(scores, sampling, torch.full((4, 1), slack + 1e-5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounding, "HEADS", heads)
+        possible, sure = rounding.supports(scores, sampling, torch.full((4, 1), slack + 1e-5))
     kept = sampling.probabilities(moved) > 0
     assert bool((kept <= possible).all()) and bool((sure <= kept).all())
     if not slack and not coarse:

@@ -24,7 +24,7 @@ from selectkd_eval.sampling import Sampling
 from selectkd_eval.speculation.asking import Asked, Asking
 from selectkd_eval.speculation.engine import Engine
 from selectkd_eval.speculation.engines import Cast
-from selectkd_eval.speculation.gate import text_logits
+from selectkd_eval.speculation.gate import ROWS, text_logits
 from selectkd_eval.speeds import PLAIN
 
 TOP = 5  # the paper's k (Eq. 9)
@@ -44,7 +44,13 @@ def force(record: records.Writer, engine: Engine, cast: Cast, asked: Sequence[As
         drafts = []
         for index, draft in enumerate(cast.drafts):
             q = next_logits(draft.model, one.ids, text, cast.vocabulary)
-            drafts.append({"draft": index, **agreement(p, q, text[1:], how.sampling)})
+            parts = [
+                agreement(
+                    p[start : start + ROWS], q[start : start + ROWS], text[1:][start : start + ROWS], how.sampling
+                )
+                for start in range(0, max(1, len(p)), ROWS)
+            ]
+            drafts.append({"draft": index} | {name: [at for part in parts for at in part[name]] for name in parts[0]})
         record.write(key, **one.place, drafts=drafts)
 
 

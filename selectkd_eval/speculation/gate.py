@@ -18,6 +18,8 @@ makes p-values of the sums. Whether the draft is any good is no matter of the ga
 
 from __future__ import annotations
 
+import operator
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -28,14 +30,10 @@ from torch import Tensor
 from selectkd_eval.errors import choose
 from selectkd_eval.sampling import Sampling
 from selectkd_eval.speculation.engine import Decoded
+from selectkd_eval.speculation.rounding import TIE_ULPS, TYPICAL, At, Warped, slack_of, supports, ulp
 
-# Two logits this many units in the last place apart are a tie. One row and gamma + 1 rows go through different matrix
-# kernels: in half precision that is worth an ulp or two per logit and grows with depth; in fp32 the last bits of every
-# layer add up. Of 4800 tokens of a random 32-layer model cached decoding changed 110 in bf16, by at most 4 ulp, and 15
-# in fp16, by at most 2; in fp32 the logits of the five best moved by up to 68. A wrong cache misses by far more.
-TIE_ULPS = {torch.float32: 128, torch.bfloat16: 8, torch.float16: 8}
-TYPICAL = 8  # what rounding usually makes of two logits' difference is this much less than the worst that was seen
 BINS = 20
+ROWS = 16  # positions looked at together: at 150,000 tokens a text's distributions and their cuts would fill gigabytes
 SURPRISE = 6.0  # nats; the rare token beyond them would be all of the variance
 
 Proposals = Literal["sampled", "greedy", "tempered"]
@@ -69,7 +67,7 @@ def gap_in_ulps(target: Any, ids: Sequence[int], text: Sequence[int], vocabulary
     logits = text_logits(target, ids, text, vocabulary)
     best = logits.max(-1).values
     taken = logits.gather(-1, torch.tensor(list(text), device=logits.device)[:, None])[:, 0]
-    return float(((best - taken) / _ulp(best, target.dtype)).max())
+    return float(((best - taken) / ulp(best, target.dtype)).max())
 
 
 @torch.inference_mode()
@@ -88,7 +86,7 @@ def greedy_trace(draft: Any | None, vocabulary: int, ids: Sequence[int], decoded
             q = text_logits(draft, ids, text, vocabulary)
             x = torch.tensor(text, device=q.device)[:, None]
             # The draft's best is what a cut to one token keeps; no distribution over the whole vocabulary is needed.
-            kept_by = _supports(q, Sampling(1.0, top_k=1), _slack(q, draft.dtype))
+            kept_by = supports(q, Sampling(1.0, top_k=1), slack_of(q, draft.dtype))
             possible, sure = (table.gather(1, x)[where, 0] for table in kept_by)
             was = torch.tensor(kept, device=q.device)
             misplaced = int(((was & ~possible) | (~was & sure)).sum())
@@ -114,26 +112,67 @@ def sampled_evidence(
     (temperature without cuts). `edge` tokens lie where rounding decides what top-k or top-p keeps; they are left out.
     """
     text = list(decoded.tokens)
-    p = Warped(text_logits(target, ids, text, vocabulary), target.dtype, sampling)
+    rule = None if draft is None else choose(drafts, _RULES, "way to choose draft tokens")(sampling)
+    p_logits = text_logits(target, ids, text, vocabulary)
+    q_logits = None if draft is None else text_logits(draft, ids, text, vocabulary)
+    # Apart from the engine's own stream of the same seed: numbers that chose the tokens would not be independent.
+    uniform = np.random.default_rng([seed, 0x51]).random(len(text))
+    tested = _Tested(*tested_positions(decoded), decoded.overlap)
+    found: dict[str, Any] = {}
+    for start in range(0, len(text), ROWS):
+        rows = slice(start, start + ROWS)
+        p = Warped(p_logits[rows], target.dtype, sampling)
+        q = None if rule is None or q_logits is None else Warped(q_logits[rows], draft.dtype, rule)  # type: ignore[union-attr]
+        part = _evidence(p, q, text[rows], uniform[rows], tested.within(start, start + ROWS))
+        found = _joined(found, part) if found else part
+    if found["overlap_off"] is not None and tested.overlap is not None:
+        found["overlap_off"] += abs(len(tested.overlap) - len(tested.where))
+    return {"miscounted": int(not adds_up(decoded)), **found}
+
+
+class _Tested(NamedTuple):
+    """Tested positions in order, whether the draft token was kept there, and the overlap that the engine told."""
+
+    where: list[int]
+    kept: list[bool]
+    overlap: Sequence[float] | None
+
+    def within(self, start: int, stop: int) -> _Tested:
+        """Those in a stretch of the text, counted from its beginning."""
+        first, last = bisect_left(self.where, start), bisect_left(self.where, stop)
+        overlap = None if self.overlap is None else self.overlap[first:last]
+        return _Tested([place - start for place in self.where[first:last]], self.kept[first:last], overlap)
+
+
+def _evidence(p: Warped, q: Warped | None, text: Sequence[int], uniform: Any, tested: _Tested) -> dict[str, Any]:
+    """The sums of one stretch of a sampled text."""
     x = p.at(text)
     usable = x.p > 0
     found: dict[str, Any] = {
         "tokens": int(usable.sum()),
         "edge": int((~usable & x.possible).sum()),
         "impossible": int((~x.possible).sum()),
-        "miscounted": int(not adds_up(decoded)),
-        **_ranks(p, x, usable, text, seed),
+        **_ranks(p, x, usable, text, uniform),
         "surprise": _under(p.table, -p.table.log().clamp_min(-SURPRISE), text, usable),
         **dict.fromkeys(("likeness", "accepted", "given", "misplaced", "overlap_off", "overlap_gap")),
     }
-    if draft is None:
+    if q is None:
         return found
-    rule = choose(drafts, _RULES, "way to choose draft tokens")(sampling)
-    q = Warped(text_logits(draft, ids, text, vocabulary), draft.dtype, rule)
     s = (q.table - p.table) / (q.table + p.table).clamp_min(torch.finfo(torch.float32).tiny)
     found["likeness"] = _under(p.table, s, text, usable)
-    where, kept = tested_positions(decoded)
-    return found | _tested(p, q, text, usable, where, kept, decoded.overlap)
+    return found | _at_tested(p, q, text, usable, *tested)
+
+
+_EXTREMES: dict[str, Any] = {"up": max, "down": max, "overlap_gap": max, "rarest": min}
+
+
+def _joined(one: Any, other: Any, name: str = "") -> Any:
+    """Two stretches' evidence as one's: everything is a sum but a term's bounds and what is named for an extreme."""
+    if isinstance(one, dict):
+        return {part: _joined(one[part], other[part], part) for part in one}
+    if isinstance(one, list):
+        return [a + b for a, b in zip(one, other, strict=True)]
+    return None if one is None else _EXTREMES.get(name, operator.add)(one, other)
 
 
 _RULES = {
@@ -173,85 +212,7 @@ def text_logits(model: Any, ids: Sequence[int], text: Sequence[int], vocabulary:
     return logits.float()
 
 
-class At(NamedTuple):
-    """What a warped distribution says of given tokens, (n,) each.
-
-    `p` their probabilities, `low` and `high` what rounding can make of them through the cut (0 where it can cut the
-    token off); `possible`: not cut off beyond doubt; `sure`: kept beyond doubt.
-    """
-
-    p: Tensor
-    low: Tensor
-    high: Tensor
-    possible: Tensor
-    sure: Tensor
-
-
-class Warped:
-    """Distributions ``(n, V)`` after temperature, top-k and top-p, and how sure rounding leaves them.
-
-    `slack` (n, 1) is the error, in nats, of a difference of two logits that one engine or another may make.
-    """
-
-    def __init__(self, logits: Tensor, dtype: torch.dtype, sampling: Sampling) -> None:
-        self.table = sampling.probabilities(logits)
-        self.slack = _slack(logits, dtype) / sampling.temperature
-        self.whole = torch.softmax(logits / sampling.temperature, dim=-1)
-        self.possible, self.sure = _supports(logits / sampling.temperature, sampling, self.slack)
-
-    @property
-    def unsure(self) -> Tensor:
-        """Share of the kept mass (n,) that rounding can cut off."""
-        kept = (self.whole * self.possible).sum(-1)
-        return 1 - (self.whole * self.sure).sum(-1) / kept
-
-    def at(self, text: Sequence[int]) -> At:
-        """What the n distributions say of one token each."""
-        x = torch.tensor(list(text), device=self.table.device)[:, None]
-
-        def of(table: Tensor) -> Tensor:
-            return table.gather(1, x)[:, 0]
-
-        most, least = ((self.whole * kept).sum(-1) for kept in (self.possible, self.sure))
-        possible, sure = of(self.possible) & (of(self.whole) > 0), of(self.sure)
-        low = torch.where(sure, of(self.whole) / most, 0)
-        high = torch.where(possible, (of(self.whole) / least).clamp_max(1), 0)
-        return At(of(self.table), low, high, possible, sure)
-
-
-def _supports(scores: Tensor, sampling: Sampling, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens that top-k and top-p may keep when rounding moves scores by `slack`, and those that they keep anyhow."""
-    possible, sure = torch.ones_like(scores, dtype=torch.bool), torch.ones_like(scores, dtype=torch.bool)
-    if not sampling.cuts:
-        return possible, sure
-    k = sampling.top_k
-    whole = sampling.top_p < 1 or not 0 < k < scores.shape[-1]
-    values = scores.sort(dim=-1, descending=True).values if whole else scores.topk(k + 1, dim=-1).values
-    if 0 < k < scores.shape[-1]:
-        possible = scores >= values[:, k - 1 : k] - slack
-        sure = scores > values[:, k : k + 1] + slack
-    if sampling.top_p < 1:
-        share = torch.softmax(values[:, : k or None], dim=-1)
-        mass = torch.nn.functional.pad(share.cumsum(-1), (1, values.shape[-1] - share.shape[-1]), value=1.0)
-        mass[:, 0] = 0
-        above, around = (
-            mass.gather(1, torch.searchsorted(-values, -(scores + shift), right=False)) for shift in (slack, -slack)
-        )
-        possible = possible & (above < sampling.top_p + slack)
-        sure = sure & (around - torch.softmax(scores, dim=-1) < sampling.top_p - slack)
-    return possible, sure
-
-
-def _slack(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(n, 1)``: how far two engines' differences of two logits of a row may lie apart by rounding."""
-    return TIE_ULPS[dtype] * _ulp(logits.abs().max(-1, keepdim=True).values, dtype)
-
-
-def _ulp(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.finfo(dtype).eps * torch.exp2(largest.abs().clamp_min(1e-6).log2().floor())
-
-
-def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], seed: int) -> dict[str, Any]:
+def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], uniform: Any) -> dict[str, Any]:
     """Histogram of the tokens' randomised places under p, likeliest first, and the least mass that a token and all less
     likely ones have together.
     """
@@ -260,8 +221,6 @@ def _ranks(p: Warped, x: At, usable: Tensor, text: Sequence[int], seed: int) -> 
     before = (p.table > mine) | ((p.table == mine) & (torch.arange(p.table.shape[1], device=mine.device) < tokens))
     above = (p.table * before).sum(-1, dtype=torch.float64).cpu().numpy()
     below = (p.table * (p.table <= mine)).sum(-1, dtype=torch.float64)[usable]
-    # Apart from the engine's own stream of the same seed: numbers that chose the tokens would not be independent.
-    uniform = np.random.default_rng([seed, 0x51]).random(len(text))
     place = np.minimum(above + uniform * x.p.double().cpu().numpy(), 1)[usable.cpu().numpy()]
     counts = np.bincount(np.minimum((place * BINS).astype(int), BINS - 1), minlength=BINS)
     return {
@@ -286,7 +245,7 @@ def _under(p: Tensor, score: Tensor, text: Sequence[int], usable: Tensor) -> dic
     }
 
 
-def _tested(
+def _at_tested(
     p: Warped,
     q: Warped,
     text: Sequence[int],
@@ -316,7 +275,7 @@ def _tested(
         told = torch.tensor(list(overlap), dtype=torch.float64)
         same = min(len(told), len(tested))
         gap = (told[:same] - alpha[tested[:same]]).abs()
-        off = int((gap > bound[tested[:same]]).sum()) + abs(len(told) - len(tested))
+        off = int((gap > bound[tested[:same]]).sum())
         found |= {"overlap_off": off, "overlap_gap": float(gap.max()) if same else 0.0}
     return found
 
