@@ -36,7 +36,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
