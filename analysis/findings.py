@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis import speed_words
+from analysis import landscape_words, speed_words
 from analysis.acceptance import tar_sets
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
@@ -33,6 +33,7 @@ def findings(library: Library, resamples: int) -> list[str]:
         *_pass_lines(Grid(library, "passk", resamples)),
         *_win_lines(Grid(library, "winrate", resamples)),
         *_tar_lines(library, resamples),
+        *landscape_words.lines(library),
         *speed_words.lines(library, resamples),
     ]
 

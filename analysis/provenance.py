@@ -26,12 +26,21 @@ class Origin(NamedTuple):
     verb: str
     command: str
     sha256: str
-    code: str
-    machine: int
+    maker: int
+    prompts: tuple[int, ...]
     rows: int
     failed: int
     seed: Any
-    prompts: tuple[tuple[str, str], ...]
+
+
+class Provenance(NamedTuple):
+    """Every record, and what several of them share, told once: who measured (code, machine, versions), on which prompts
+    (name, sha256). Records point to both by place, from 1.
+    """
+
+    records: list[Origin]
+    makers: list[str]
+    prompts: list[tuple[str, str]]
 
 
 class Sources(NamedTuple):
@@ -47,30 +56,27 @@ def ids(library: Library) -> dict[str, str]:
     return {record.path.name: f"R{place}" for place, record in enumerate(library.records, start=1)}
 
 
-def origins(library: Library) -> tuple[list[Origin], list[str]]:
-    """Every record of the page, and the machines that measured them, each once."""
+def provenance(library: Library) -> Provenance:
+    """Where the records of a library come from."""
     known = ids(library)
-    machines = sorted({_machine(record) for record in library.records})
-    found = []
-    for record in library.records:
-        header = record.header
-        commit = str(header.get("git") or "not in a checkout")[:13]
-        found.append(
-            Origin(
-                known[record.path.name],
-                record.path.name,
-                record.verb,
-                repeat(record),
-                sha256_file(record.path),
-                f"{header.get('version') or 'unknown'} {commit}",
-                machines.index(_machine(record)) + 1,
-                len(record.good),
-                len(record.failed),
-                record.options.get("seed"),
-                tuple(_prompts(record.facts)),
-            )
+    makers = sorted({_maker(record) for record in library.records})
+    prompts = sorted({one for record in library.records for one in _prompts(record.facts)})
+    found = [
+        Origin(
+            known[record.path.name],
+            record.path.name,
+            record.verb,
+            repeat(record),
+            sha256_file(record.path),
+            makers.index(_maker(record)) + 1,
+            tuple(prompts.index(one) + 1 for one in _prompts(record.facts)),
+            len(record.good),
+            len(record.failed),
+            record.options.get("seed"),
         )
-    return found, machines
+        for record in library.records
+    ]
+    return Provenance(found, makers, prompts)
 
 
 def repeat(record: Record) -> str:
@@ -100,6 +106,24 @@ def sources(table: Table, known: Mapping[str, str]) -> list[Sources]:
     return found
 
 
+def ranges(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Ids as links, (target, text): three and more that follow each other are told by the first and the last."""
+    places = sorted({int(name[1:]) for name in names})
+    found: list[list[int]] = []
+    for place in places:
+        if found and found[-1][-1] == place - 1:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    links = []
+    for run in found:
+        if len(run) > 2:
+            links.append((f"R{run[0]}", f"R{run[0]}–R{run[-1]}"))
+        else:
+            links += [(f"R{place}", f"R{place}") for place in run]
+    return links
+
+
 def of_verbs(library: Library, verbs: Iterable[str], known: Mapping[str, str]) -> tuple[str, ...]:
     """The records of some verbs, by id."""
     wanted = set(verbs)
@@ -120,9 +144,11 @@ def _prompts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "training data", str(data["sha256"])
 
 
-def _machine(record: Record) -> str:
-    """Processor, system and versions in one line."""
+def _maker(record: Record) -> str:
+    """Program, commit, processor, system and versions in one line."""
+    header = record.header
+    code = f"selectkd-eval {header.get('version') or 'unknown'}, {str(header.get('git') or 'not in a checkout')[:13]}"
     env = record.header.get("environment") or {}
     packages = ", ".join(f"{name} {version}" for name, version in sorted((env.get("packages") or {}).items()))
     machine = f"{env.get('processor', 'unknown processor')}, {env.get('cores', '?')} cores, {env.get('system', '')}"
-    return f"{machine}; Python {env.get('python', '?')}; {packages}"
+    return f"{code}; {machine}; Python {env.get('python', '?')}; {packages}"

@@ -24,7 +24,8 @@ from analysis.findings import findings, summary_lines
 from analysis.load import Library, library
 from analysis.pictures import Picture, picture
 from analysis.protocols import protocols, under
-from analysis.provenance import Sources, ids, of_verbs, origins, sources
+from analysis.provenance import Sources, ids, of_verbs, provenance, ranges, sources
+from analysis.rotatable import scene
 from analysis.speed_explanation import companions
 from analysis.style import Settings
 from analysis.summary import one_screen
@@ -117,8 +118,6 @@ def run(options: ReportOptions) -> int | None:
 def page(records: Library, title: str, resamples: int = stats.RESAMPLES, items: int = ITEMS) -> str:
     """The page as text, with at most `items` rows in its explorer."""
     left_out: list[str] = [f"{path.name} is unfinished" for path in sorted(records.unfinished)]
-    known = ids(records)
-    made, machines = origins(records)
     verbs = _measured(records)
     content: dict[str, Any] = {
         "title": title,
@@ -127,9 +126,8 @@ def page(records: Library, title: str, resamples: int = stats.RESAMPLES, items: 
         "pictures": _pictures(records, resamples, left_out),
         "methods": [(name, text) for verb, name, text in METHODS if verb in verbs],
         "intervals": INTERVALS,
-        "machines": machines,
-        "origins": made,
-        "known": known,
+        "provenance": provenance(records),
+        "scene": scene(records),
         "left_out": left_out,
         "version": __version__,
         "resamples": f"{resamples:,}",
@@ -143,6 +141,7 @@ def page(records: Library, title: str, resamples: int = stats.RESAMPLES, items: 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["ranges"] = ranges
     template = environment.get_template("report.html.j2")
     if not items:
         return inline.clean(template.render(content, explorer=None))

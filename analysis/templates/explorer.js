@@ -7,8 +7,8 @@
   const $ = (name) => root.querySelector(`[data-part="${name}"]`);
   const PAGE = 25;
   const VERDICT = { candidate: "win", baseline: "loss", tie: "tie", none: "no verdict" };
-  const DETAILS = [["extracted", "Taken from the answer"], ["gold", "Wanted"], ["detail", "Grader"], ["output", "Output"],
-    ["finish", "Ended by"], ["mode", "Run"], ["other", "Other mode"], ["error", "Error"]];
+  const DETAILS = [["extracted", "Taken"], ["gold", "wanted"], ["detail", "Grader"], ["output", "Output"],
+    ["finish", "ended by"], ["mode", "run"], ["other", "other mode"], ["error", "Error"]];
   let data, items, found = [], page = 0, open = -1;
 
   const at = (column, row) => (Array.isArray(column) ? column[row] : column);
@@ -164,12 +164,14 @@
     card.append(head);
     if (data.items.whole[item.i]) {
       card.append(block("", answers.text[r], answers.cut[r]));
+      const short = [];
       for (const [name, title] of DETAILS) {
         const text = at(answers[name], r);
         if (!text) continue;
         if (text.length > 60 || text.includes("\n")) card.append(block(title, text));
-        else card.append(make("p", `${title}: ${text}`, "detail"));
+        else short.push(`${title}: ${text}`);
       }
+      if (short.length) card.append(make("p", short.join("; "), "detail"));
     }
     const draw = [["seed", at(answers.seed, r)], ["sample", at(answers.sample, r)]];
     const told = draw.filter(([, n]) => n !== null && n !== undefined && n !== 0).map(([name, n]) => `${name} ${n}, `).join("");
