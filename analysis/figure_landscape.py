@@ -125,15 +125,18 @@ class Pictures(NamedTuple):
     n: int
     stacked: bool
     side: float
+    left: float
     bar: float
 
     @staticmethod
-    def of(count: int, settings: Settings) -> Pictures:
-        """The places for `count` students."""
-        across = width(settings) - _LEFT - _BAR
+    def of(n: int, settings: Settings) -> Pictures:
+        """The places for `n` students, in the middle of the page."""
         if settings.columns == 1:
-            return Pictures(count, False, 0.88, width(settings) - _BAR + 0.09)
-        return Pictures(count, True, min(2.1, across / count - _GAP), _LEFT + min(across, count * (2.1 + _GAP)) + 0.02)
+            return Pictures(n, False, 0.88, 1.64, width(settings) - _BAR + 0.09)
+        across = width(settings) - _LEFT - _BAR
+        side = min(2.1, across / n - _GAP)
+        left = _LEFT + (across - n * (side + _GAP)) / 2
+        return Pictures(n, True, side, left, left + n * (side + _GAP) + 0.02)
 
     @property
     def height(self) -> float:
@@ -149,13 +152,13 @@ class Pictures(NamedTuple):
             fine = surface.fine(panels.FINE)
             tall, side = self.side * _TALL, self.side
             if self.stacked:
-                x, top, below = _LEFT + index * (side + _GAP), _TITLE, _TITLE + tall + _TICKS
+                x, top, below = self.left + index * (side + _GAP), _TITLE, _TITLE + tall + _TICKS
                 places = (x - 0.06, top, side + 0.12, tall), (x, below, side, side)
             else:
                 top = _TITLE + index * (_TITLE + tall + _TICKS)
-                places = (-0.1, top, side + 0.52, tall + 0.06), (1.64, top, side, side)
+                places = (-0.1, top, side + 0.52, tall + 0.06), (self.left, top, side, side)
             upper = page.axes(*places[0], projection="3d", computed_zorder=False)
-            panels.surface(upper, fine, norm, 6)
+            panels.surface(upper, fine, norm, small=not self.stacked)
             page.text(places[0][0] + places[0][2] / 2, top - 0.04, title(library, plane))
             lower = page.axes(*places[1])
             last = self.stacked or index == self.n - 1

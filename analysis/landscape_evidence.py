@@ -22,6 +22,7 @@ from analysis.style import Look, Settings, width
 
 _METRICS = {"tar": "greedy TAR", "alpha": "α = 1 − TV", "accuracy": "accuracy"}
 _LETTER = 0.056  # inches of a letter of a label
+_LEFT = 0.62  # inches left of a curve's axes
 _LONGEST = 24  # letters of a label's line
 
 
@@ -67,7 +68,7 @@ class Evidence(NamedTuple):
         pairs = ["difference"] if self.differences else []
         curves = ["loss", *pairs, *(what for what in self.profiles if what != "loss")]
         across, dots = (1, 2) if settings.columns == 1 else (2, 6)
-        tall = max(1.95, 0.6 + 0.13 * len(self.methods))
+        tall = max(1.85, 0.6 + 0.13 * len(self.methods))
         rows = [
             Row(tuple(curves[i : i + across]), width(settings), tall, across) for i in range(0, len(curves), across)
         ]
@@ -87,12 +88,12 @@ class Evidence(NamedTuple):
             dotted = row.panels[0] in SCALARS
             each = (row.width - (room if dotted else 0.0)) / (row.across if dotted else len(row.panels))
             for place, name in enumerate(row.panels):
-                left = place * each + (room if dotted else 0.55)
+                left = place * each + (room if dotted else _LEFT)
                 if dotted:
                     axis = page.axes(left, top + 0.42, each - 0.14, row.height - 0.75)
                     self._dots(axis, name, looks, named if place == 0 else None)
                 else:
-                    axis = page.axes(left, top + 0.08, each - 0.55 - room - 0.08, row.height - 0.55)
+                    axis = page.axes(left, top + 0.08, each - _LEFT - room - 0.08, row.height - 0.55)
                     self._curve(axis, name, looks, named)
             top += row.height
 

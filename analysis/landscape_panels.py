@@ -63,7 +63,7 @@ def levels(norm: LogNorm, count: int) -> Floats:
     return np.geomspace(float(norm.vmin or 1e-6), float(norm.vmax or 1), count)
 
 
-def surface(axis: Any, fine: Surface, norm: LogNorm, size: float) -> None:
+def surface(axis: Any, fine: Surface, norm: LogNorm, *, small: bool) -> None:
     """Floor contour, surface, sparse wire: drawn in this order, since mplot3d cannot sort them."""
     low, high = float(norm.vmin or 0), float(norm.vmax or 1)
     floor = low - 0.6 * (high - low)
@@ -93,9 +93,14 @@ def surface(axis: Any, fine: Surface, norm: LogNorm, size: float) -> None:
     for side in (axis.xaxis, axis.yaxis, axis.zaxis):
         side.set_pane_color((1, 1, 1, 1))
         side._axinfo["grid"].update(color="#e0e0e0", linewidth=0.4)  # mplot3d has no public setting for it
-    axis.tick_params(pad=-3, labelsize=size)
+    axis.tick_params(pad=-3, labelsize=5.5 if small else 6)
     axis.zaxis.set_tick_params(pad=-1)  # its labels stand beside the axis, not below it
     axis.locator_params(nbins=3)
+    if small:
+        for name in "xy":
+            edge = float(fine.a[-1])
+            ticks = [tick for tick in getattr(axis, f"get_{name}ticks")() if 0 < abs(tick) <= edge]
+            getattr(axis, f"set_{name}ticks")(ticks)
     axis.set_zticks([low, high], [f"{low:.2g}", f"{high:.2g}"])
 
 
