@@ -106,7 +106,10 @@ def html(table: Table, ci: Ci = "inline", linked: bool = False) -> str:
     )
     lines.append("<thead>")
     if spanners := _spanners(table.columns):
-        cells = [f'<th scope="colgroup" colspan="{width}">{html_text(group)}</th>' for group, width in spanners]
+        cells = [
+            f'<th scope="colgroup" colspan="{width}">{html_text(group)}</th>' if group else f'<td colspan="{width}"></td>'
+            for group, width in spanners
+        ]
         lines.append("<tr><td></td>" + "".join(cells) + "</tr>")
     heads = [table.stub, *(_label(column, grouped=False) for column in table.columns)]
     lines.append("<tr>" + "".join(f'<th scope="col">{html_text(head)}</th>' for head in heads) + "</tr>")
