@@ -15,6 +15,7 @@ from analysis import (
     figure_landscape,
     figure_speed,
     figure_tar,
+    figure_teachers,
     figure_training,
 )
 from analysis.load import Library, library
@@ -27,6 +28,7 @@ FIGURES: dict[str, Callable[[Library, Settings], Drawing]] = {
     "winrate": lambda records, settings: figure_bars.rates(records, "winrate", settings),
     "passk": lambda records, settings: figure_bars.rates(records, "passk", settings),
     "curves": figure_curves.curves,
+    "teachers": figure_teachers.teachers,
     "training": figure_training.training,
     "tar": figure_tar.tar,
     "landscape": figure_landscape.landscape,
@@ -41,7 +43,7 @@ def run(options: FigureOptions) -> int | None:
     """Draw one figure and print where its files are and what they show."""
     records = library(options.records)
     what = named(options.what, records)
-    if what in JUDGED:
+    if what in JUDGED or options.protocol:
         records = one_protocol(records, options.protocol)
     settings = Settings(options.resamples, options.columns, options.style, options.margin)
     drawing = draw(what, records, settings)
