@@ -1,6 +1,4 @@
-"""Same noise for the same name, rows as long as the weights', the model itself in the middle, and its weights
-put back.
-"""
+"""The verb: the model itself in the middle, one plane and one loss for all students, and nothing measured twice."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,11 @@ import torch
 from conftest import TinyPair, tiny_llama
 
 from selectkd_eval import landscape, pair, prompts, records, surfaces
-from selectkd_eval.directions import Plane, fingerprint, left_out, noise, normalised, perturbed
+from selectkd_eval.directions import fingerprint
 from selectkd_eval.errors import InputError
-from selectkd_eval.teacher_forced import batches, encode, log_probs
+from selectkd_eval.landscapes import walk
+from selectkd_eval.landscapes.loss import CommonLoss
 from selectkd_eval.verbs import LandscapeOptions
-
-V = 24
 
 
 def options(tiny_pair: TinyPair, out: Path, **changes) -> LandscapeOptions:
@@ -32,6 +30,9 @@ def options(tiny_pair: TinyPair, out: Path, **changes) -> LandscapeOptions:
         "data": str(tiny_pair.data),
         "sequences": 4,
         "grid": 5,
+        "radius": 1.0,
+        "held_out": 0,
+        "scalars": 0,
         "threads": 1,
         "device": "cpu",
         "out": out,
@@ -44,78 +45,37 @@ def only_record(out: Path) -> records.Record:
     return records.read(path)
 
 
-def test_noise_depends_on_seed_axis_and_name_alone():
-    model = tiny_llama([], vocabulary=V)
-    deeper = tiny_llama([], layers=3, vocabulary=V)
-    drawn = {name: noise(0, 1, name, p.shape) for name, p in perturbed(model).items()}
-    for name, p in reversed(perturbed(deeper).items()):
-        if name in drawn:
-            assert torch.equal(noise(0, 1, name, p.shape), drawn[name])
-    first = next(iter(drawn))
-    shape = drawn[first].shape
-    others = [noise(1, 1, first, shape), noise(0, 2, first, shape), noise(0, 1, "another", shape)]
-    assert all(not torch.equal(drawn[first], other) for other in others)
-    assert abs(float(noise(0, 1, "large", torch.Size([200, 200])).std()) - 1) < 0.02
+def of_kind(rows, *kinds: str) -> dict[str, dict]:
+    return {row["key"]: row for row in rows if row["kind"] in kinds}
 
 
-def test_every_row_of_a_direction_is_as_long_as_the_weights_own():
-    weight = torch.randn(7, 5)
-    weight[2] = 0
-    direction = normalised(noise(0, 1, "w", weight.shape), weight)
-    assert torch.allclose(direction.norm(dim=1), weight.norm(dim=1), atol=1e-6)
-    assert not direction[2].any()
-    experts = torch.randn(3, 4, 5)
-    moved = normalised(noise(0, 1, "w", experts.shape), experts)
-    assert torch.allclose(moved.flatten(1).norm(dim=1), experts.flatten(1).norm(dim=1), atol=1e-5)
+def saved(model, tokenizer, where: Path) -> str:
+    model.save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    return str(where)
 
 
-def test_gains_stay_and_tied_tensors_move_once():
-    model = tiny_llama([], vocabulary=V)
-    names = perturbed(model)
-    assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
-    assert not [name for name in names if "norm" in name]
-    assert left_out(model) == {"params_zeroed": 3, "zero_rows": 1}  # the padding token
-    gains = {name: p.detach().clone() for name, p in model.named_parameters() if p.dim() == 1}
-    with Plane(model, 0).on() as plane:
-        plane.move(0.3, -0.2)
-        assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-        assert all(torch.equal(dict(model.named_parameters())[name], gain) for name, gain in gains.items())
+@pytest.fixture(scope="module")
+def untied(tiny_pair, tmp_path_factory) -> str:
+    """A student with its own output layer, gains far from 1, and two layers."""
+    loaded = pair.load_model(str(tiny_pair.student))
+    model = tiny_llama(loaded.tokenizer, layers=2, seed=5)
+    model.config.tie_word_embeddings = False
+    torch.manual_seed(6)
+    model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn_like(model.lm_head.weight))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data = torch.exp(0.3 * torch.randn_like(parameter))
+    return saved(model, loaded.tokenizer, tmp_path_factory.mktemp("untied"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_move_exactly_and_are_back_even_after_a_failure(dtype):
-    model = tiny_llama([], vocabulary=V).to(dtype)
-    own = {name: p.detach().clone() for name, p in perturbed(model).items()}
-    addresses = {name: p.data_ptr() for name, p in perturbed(model).items()}
-    plane = Plane(model, 4)
-
-    def fail() -> None:
-        with plane.on():
-            for a, b in ((0.5, 0.5), (-0.5, 0.1), (0.25, -0.5)):
-                plane.move(a, b)
-            start = 0
-            for name, p in perturbed(model).items():
-                d1, d2 = (normalised(noise(4, axis, name, p.shape), own[name].float()) for axis in (1, 2))
-                expected = own[name].float() + 0.25 * d1 - 0.5 * d2
-                assert torch.allclose(
-                    p.float(), expected.to(dtype).float(), atol=1e-6, rtol=1e-2 if dtype != torch.float32 else 1e-5
-                )
-                start += p.numel()
-            plane.move(0.0, 0.0)
-            assert fingerprint(perturbed(model)) == fingerprint(own)
-            plane.move(1.0, 1.0)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert fingerprint(perturbed(model)) == fingerprint(own)
-    assert {name: p.data_ptr() for name, p in perturbed(model).items()} == addresses
+# ---- the surface ------------------------------------------------------------
 
 
 def test_the_centre_is_the_students_own_loss(tiny_pair, tmp_path, capsys):
     landscape.run(options(tiny_pair, tmp_path, directions=2))
     record = only_record(tmp_path)
-    assert len(record.rows) == 2 * 25
+    assert len(record.rows) == len(of_kind(record.rows, "grid")) == 2 * 25
     p, q = pair.load_model(str(tiny_pair.teacher)), pair.load_model(str(tiny_pair.student))
     total, count = 0.0, 0
     with torch.inference_mode():
@@ -126,10 +86,11 @@ def test_the_centre_is_the_students_own_loss(tiny_pair, tmp_path, capsys):
             total += float(kl[torch.tensor(response)[1:]].sum())
             count += sum(response)
     for seed in (0, 1):
-        assert surfaces.surface(record.rows, 0, seed).centre == pytest.approx(total / count, rel=1e-5)
+        assert surfaces.surface(record.rows, 0, seed).centre == pytest.approx(total / count, rel=1e-6)
     first, second = (surfaces.surface(record.rows, 0, seed).loss for seed in (0, 1))
     assert (first != second).sum() == 24  # all but the centre
-    assert "filter-normalised" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "filter-normalised" in printed and "one picture does not show that a method is flatter" in printed
 
 
 def test_the_teacher_as_its_own_student_sits_in_a_minimum(tiny_pair, tmp_path):
@@ -140,15 +101,160 @@ def test_the_teacher_as_its_own_student_sits_in_a_minimum(tiny_pair, tmp_path):
 
 
 def test_students_share_directions_and_differ_in_loss_only(tiny_pair, tmp_path):
-    twin = tmp_path / "twin"
     loaded = pair.load_model(str(tiny_pair.student))
-    tiny_llama(loaded.tokenizer, seed=9).save_pretrained(twin)
-    loaded.tokenizer.save_pretrained(twin)
-    both = (str(tiny_pair.student), str(twin), str(tiny_pair.student))
-    landscape.run(options(tiny_pair, tmp_path / "out", student=both, grid=3))
+    twin = saved(tiny_llama(loaded.tokenizer, seed=9), loaded.tokenizer, tmp_path / "twin")
+    both = (str(tiny_pair.student), twin, str(tiny_pair.student))
+    landscape.run(options(tiny_pair, tmp_path / "out", student=both, grid=3, held_out=4))
     record = only_record(tmp_path / "out")
-    first, other, again = (surfaces.surface(record.rows, index, 0).loss for index in range(3))
-    assert (first == again).all() and (first != other).all()
+    first, other, again = (surfaces.surface(record.rows, index, 0) for index in range(3))
+    assert (first.loss == again.loss).all() and (first.loss != other.loss).all()
+    assert (first.held_out[:, :2] == other.held_out[:, :2]).all()
+    assert len(set(record.facts["weights_sha256"])) == 2 and len(record.facts["zero_rows"]) == 3
+
+
+def test_the_record_says_what_was_measured(tiny_pair, tmp_path):
+    landscape.run(options(tiny_pair, tmp_path, radius=None, rise=0.5, moved="blocks", metric=("alpha",), held_out=3))
+    record = only_record(tmp_path)
+    facts = record.facts
+    model = pair.load_model(str(tiny_pair.student)).model
+    assert facts["weights_sha256"] == [fingerprint(dict(model.named_parameters()))]
+    assert facts["moved"] == "blocks" and facts["metrics"] == ["alpha"] and facts["seeds"] == [0]
+    assert facts["dtype"] == "float32" and facts["attention"] == "sdpa" and facts["share"] == ""
+    assert set(facts["folded"]["folded"]) == {
+        "model.layers.0.input_layernorm",
+        "model.layers.0.post_attention_layernorm",
+    }
+    assert facts["folded"]["left"] == {"model.norm": "its reader is tied to the embedding"}
+    assert "0.5 nats" in facts["radius_rule"]
+    assert {len(facts[name]) for name in ("tokens_sha256", "teacher_sha256")} == {64}
+    assert {row["kind"] for row in record.rows} >= {"probe", "grid", "held-out"}
+    assert all("alpha_sum" in row for row in of_kind(record.rows, "grid", "held-out").values())
+
+
+def test_the_automatic_radius_reaches_the_rise_on_the_axes(tiny_pair, tmp_path):
+    loaded = pair.load_model(str(tiny_pair.teacher))
+    near = [tiny_llama(loaded.tokenizer, layers=2, seed=0) for _ in range(2)]
+    torch.manual_seed(0)
+    for model, far in zip(near, (0.02, 0.05), strict=True):
+        model.load_state_dict(loaded.model.state_dict())
+        for parameter in model.parameters():
+            parameter.data += far * torch.randn_like(parameter)
+    names = tuple(saved(model, loaded.tokenizer, tmp_path / f"s{i}") for i, model in enumerate(near))
+    landscape.run(options(tiny_pair, tmp_path / "out", student=names, radius=None, rise=0.4, grid=3, directions=2))
+    record = only_record(tmp_path / "out")
+    rises = [
+        (surface.loss[[0, -1, 1, 1], [1, 1, 0, -1]] - surface.centre).mean()
+        for index in range(2)
+        for seed in (0, 1)
+        for surface in [surfaces.surface(record.rows, index, seed)]
+    ]
+    assert sum(rises) / 4 == pytest.approx(0.4, rel=0.15)
+    assert record.facts["radius"] == float(f"{record.facts['radius']:.1e}"), "two digits"
+
+
+def test_metrics_and_bf16_have_surfaces_near_those_of_fp32(tiny_pair, tmp_path):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        given = options(tiny_pair, tmp_path / dtype, metric=("tar", "alpha", "accuracy"), dtype=dtype, radius=0.3)
+        landscape.run(given)
+        rows = only_record(tmp_path / dtype).rows
+        found[dtype] = {what: surfaces.surface(rows, 0, 0, what).loss for what in ("loss", "tar", "alpha", "accuracy")}
+    for what in ("loss", "alpha"):
+        exact, half = found["float32"][what], found["bfloat16"][what]
+        assert 0 < abs(exact - half).max() < 0.02 * exact.max()
+    assert all(((f >= 0) & (f <= 1)).all() for dtype in found.values() for what, f in dtype.items() if what != "loss")
+
+
+def test_a_loss_that_is_not_finite_is_an_error_row_and_costs_only_its_cells(tiny_pair, untied, tmp_path, capsys):
+    loaded = pair.load_model(untied)
+    mlp = loaded.model.model.layers[-1].mlp
+    with (
+        torch.no_grad()
+    ):  # inside the last block, products up to half of what fp32 can hold: farther out some do not fit
+        seen: list[torch.Tensor] = []
+        hook = mlp.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        loaded.model(torch.arange(3, 60).unsqueeze(0))
+        hook.remove()
+        scale = (1.7e38 / float(seen[0].abs().max())) ** 0.5
+        mlp.gate_proj.weight.mul_(scale)
+        mlp.up_proj.weight.mul_(scale)
+        mlp.down_proj.weight.mul_(1e-38)
+    name = saved(loaded.model, loaded.tokenizer, tmp_path / "loud")
+    landscape.run(options(tiny_pair, tmp_path / "out", student=(name,), held_out=8, grid=7, tolerance=0.5))
+    record = only_record(tmp_path / "out")
+    bad = [row for row in record.failed if row["kind"] == "grid"]
+    assert 0 < len(bad) < 40 and all("not finite" in row["error"] and "a" in row for row in bad)
+    surface = surfaces.surface(record.rows, 0, 0)
+    assert surface.a.tolist() == surface.b.tolist() and len(surface.a) == 7 * surface.stride - surface.stride + 1
+    assert surface.measured[:: surface.stride, :: surface.stride].sum() == 49 - len(bad)
+    assert "–" in capsys.readouterr().out, "the rise at the edge is not known"
+
+
+# ---- one function, one landscape (reference: what filter normalisation alone does not undo) --------------------------
+
+
+def same_surfaces(tiny_pair, out: Path, names: tuple[str, ...], tolerance: float) -> None:
+    landscape.run(options(tiny_pair, out, student=names))
+    rows = only_record(out).rows
+    first, *others = (surfaces.surface(rows, index, 0).loss for index in range(len(names)))
+    assert first.max() - first.min() > 0.1
+    for other in others:
+        assert abs(first - other).max() < tolerance
+
+
+def test_gains_traded_against_the_matrices_that_read_them_change_nothing(tiny_pair, untied, tmp_path):
+    loaded = pair.load_model(untied)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in loaded.model.model.layers:
+            for norm, readers in (
+                (layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
+                (layer.post_attention_layernorm, (layer.mlp.gate_proj, layer.mlp.up_proj)),
+            ):
+                c = torch.exp(torch.randn(32))
+                norm.weight.mul_(c)
+                for reader in readers:
+                    reader.weight.div_(c)
+        c = torch.exp(torch.randn(32))
+        loaded.model.model.norm.weight.mul_(c)
+        loaded.model.lm_head.weight.div_(c)
+    other = saved(loaded.model, loaded.tokenizer, tmp_path / "traded")
+    same_surfaces(tiny_pair, tmp_path / "out", (untied, other), 2e-5)
+
+
+def test_a_matrix_scaled_up_and_the_next_one_down_change_nothing(tiny_pair, untied, tmp_path):
+    loaded = pair.load_model(untied)
+    with torch.no_grad():
+        for layer in loaded.model.model.layers:
+            layer.mlp.up_proj.weight.mul_(7)
+            layer.mlp.down_proj.weight.div_(7)
+    other = saved(loaded.model, loaded.tokenizer, tmp_path / "scaled")
+    same_surfaces(tiny_pair, tmp_path / "out", (untied, other), 2e-5)
+
+
+def test_the_gauge_of_a_lora_adapter_changes_nothing(tiny_pair, untied, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = pair.load_model(untied)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"])
+    model = peft.get_peft_model(base.model, config)
+    model.peft_config["default"].base_model_name_or_path = untied
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn_like(parameter)
+    names = [saved(model, base.tokenizer, tmp_path / "adapter")]
+    gauge = torch.diag(torch.logspace(1, -1, 4))
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "lora_A"):
+                module.lora_A["default"].weight.copy_(gauge @ module.lora_A["default"].weight)
+                module.lora_B["default"].weight.copy_(module.lora_B["default"].weight @ gauge.inverse())
+    names.append(saved(model, base.tokenizer, tmp_path / "gauged"))
+    assert (tmp_path / "gauged" / "adapter_config.json").exists()
+    same_surfaces(tiny_pair, tmp_path / "out", tuple(names), 2e-5)
+
+
+# ---- refusals ------------------------------------------------------------
 
 
 def test_students_of_different_shape_are_refused(tiny_pair, tmp_path):
@@ -156,62 +262,163 @@ def test_students_of_different_shape_are_refused(tiny_pair, tmp_path):
         landscape.run(options(tiny_pair, tmp_path, student=(str(tiny_pair.student), str(tiny_pair.teacher))))
 
 
-@pytest.mark.parametrize("wrong", [{"grid": 4}, {"grid": 1}, {"radius": 0.0}, {"directions": 0}, {"sequences": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"grid": 4}, {"grid": 1}, {"radius": 0.0}, {"directions": 0}, {"sequences": 0}, {"held_out": -1}),
+        *(
+            {"rise": 0.0},
+            {"tolerance": 0.0},
+            {"scalars": -1},
+            {"cache_mb": 0},
+            {"k": 0},
+            {"share": "3/2"},
+            {"limit": 0},
+        ),
+    ],
+    ids=str,
+)
 def test_impossible_requests_are_refused(tiny_pair, tmp_path, wrong):
     with pytest.raises(InputError):
         landscape.run(options(tiny_pair, tmp_path, **wrong))
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_record_is_not_gone_on_with_under_other_tokens_or_another_teacher(tiny_pair, tmp_path):
+    data, teacher = tmp_path / "data.jsonl", tmp_path / "teacher"
+    data.write_bytes(tiny_pair.data.read_bytes())
+    loaded = pair.load_model(str(tiny_pair.teacher))
+    saved(loaded.model, loaded.tokenizer, teacher)
+    given = options(tiny_pair, tmp_path / "out", data=str(data), teacher=str(teacher), radius=None, grid=3)
+    landscape.run(given)
+    (path,) = given.out.glob("*.jsonl")
+    before = path.read_bytes()
+    data.write_text(data.read_text().replace("red dog", "old dog"))
+    with pytest.raises(InputError, match="data has changed"):
+        landscape.run(given)
+    data.write_bytes(tiny_pair.data.read_bytes())
+    landscape.run(given)  # finished, and the same again
+    saved(tiny_llama(loaded.tokenizer, layers=2, seed=77), loaded.tokenizer, teacher)
+    with pytest.raises(InputError, match="teacher has changed"):
+        landscape.run(given)
+    assert path.read_bytes() == before
 
 
 def test_a_distance_without_a_point_is_a_dash(tiny_pair, tmp_path, capsys):
     landscape.run(options(tiny_pair, tmp_path, grid=3, radius=0.5))
     header, line, *_ = capsys.readouterr().out.splitlines()
-    assert header.endswith("rise at |r| = 0.25  rise at |r| = 0.5")
-    near, far = line.split()[-2:]
-    assert near == "–" and float(far) != 0
+    assert "rise at |r| = 0.25  rise at |r| = 0.5  interpolation off by" in header
+    near, far, off, points, seconds = line.split()[-5:]
+    assert near == off == "–" and float(far) != 0 and points == "9" and float(seconds) > 0
 
 
-def test_batching_does_not_change_the_loss(tiny_pair):
-    p, q = pair.load_model(str(tiny_pair.teacher)), pair.load_model(str(tiny_pair.student))
-    examples = encode(p.tokenizer, prompts.load_prompts(str(tiny_pair.data), 6), p.model, q.model)
-    losses = []
-    for size in (1, 4):
-        text = list(batches(examples, size, 0, "cpu"))
-        with torch.inference_mode():
-            log_p = [log_probs(p.model, batch, 200) for batch in text]
-            losses.append(landscape.loss_sum(q.model, text, log_p))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+# ---- killed, shared, resumed ------------------------------------------------------------
 
 
-def test_a_run_killed_at_any_moment_goes_on_without_repeating_a_point(tiny_pair, tmp_path):
-    killed = options(tiny_pair, tmp_path / "killed", grid=15)
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "selectkd_eval",
-            "landscape",
-            "--teacher",
-            killed.teacher,
-            "--student",
-            *killed.student,
-        ),
-        *("--data", killed.data, "--sequences", "4", "--grid", "15", "--threads", "1", "--device", "cpu"),
-        *("--out", str(killed.out)),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+def command(given: LandscapeOptions, *more: str) -> list[str]:
+    words = ["landscape", "--teacher", given.teacher, "--student", *given.student, "--data", given.data]
+    words += ["--sequences", str(given.sequences), "--grid", str(given.grid), "--scalars", str(given.scalars)]
+    words += ["--held-out", str(given.held_out), "--threads", "1", "--device", "cpu", "--out", str(given.out), *more]
+    return [sys.executable, "-m", "selectkd_eval", *words]
+
+
+@pytest.mark.parametrize("rows", [60, 320], ids=["in the grid", "in the refinement"])
+def test_a_run_killed_at_any_moment_goes_on_without_repeating_a_point(tiny_pair, tmp_path, monkeypatch, rows):
+    given = options(tiny_pair, tmp_path / "killed", grid=15, radius=None, held_out=24, scalars=2, tolerance=1e-4)
+    process = subprocess.Popen(
+        command(given, "--tolerance", "1e-4"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if any(path.read_bytes().count(b"\n") > 20 for path in killed.out.glob("*.jsonl")):
+        if any(path.read_bytes().count(b"\n") > rows for path in given.out.glob("*.jsonl")):
             break
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (path,) = killed.out.glob("*.jsonl")
-    before = path.read_text().splitlines(keepends=True)
-    assert 20 < len(before) < 15 * 15, "killed in the middle"
-    landscape.run(killed)
-    rows = [json.loads(line) for line in path.read_text().splitlines()[1:-1]]
-    assert len(rows) == len({row["key"] for row in rows}) == 15 * 15
-    landscape.run(options(tiny_pair, tmp_path / "whole", grid=15))
-    whole = {row["key"]: row["loss_sum"] for row in only_record(tmp_path / "whole").rows}
-    assert {row["key"]: row["loss_sum"] for row in rows} == pytest.approx(whole, rel=1e-6)
+    (path,) = given.out.glob("*.jsonl")
+    before = path.read_text().splitlines()
+    assert before[-1].find('"type":"end"') < 0, "killed in the middle"
+    monkeypatch.setattr(walk, "automatic", None)  # the radius stands in the header: nothing is probed again
+    landscape.run(given)
+    monkeypatch.undo()
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()[1:-1]]
+    assert len(keys) == len(set(keys))
+    landscape.run(replace(given, out=tmp_path / "whole"))
+    whole = {row["key"]: row for row in only_record(tmp_path / "whole").rows}
+    assert {row["kind"] for row in whole.values()} == {"probe", "grid", "held-out", "refined", "scalar"}
+    assert set(keys) == set(whole)
+    for row in records.read(path).rows:
+        if "loss_sum" in row:
+            assert row["loss_sum"] == pytest.approx(whole[row["key"]]["loss_sum"], rel=1e-6)
+
+
+def test_shares_together_are_the_whole_and_agree_on_the_radius(tiny_pair, tmp_path, monkeypatch, capsys):
+    given = options(tiny_pair, tmp_path / "whole", radius=None, held_out=5, scalars=2, directions=2, rise=0.5)
+    landscape.run(given)
+    whole = only_record(tmp_path / "whole")
+    shared: dict[str, dict] = {}
+    for k in (1, 2, 3):
+        landscape.run(replace(given, out=tmp_path / "shares", share=f"{k}/3"))
+        monkeypatch.setattr(walk, "automatic", None)  # the first share has probed for all
+    assert "nothing refined" in capsys.readouterr().out
+    found = [records.read(path) for path in (tmp_path / "shares").glob("*.jsonl")]
+    assert len(found) == 3
+    for record in found:
+        assert record.facts["radius"] == whole.facts["radius"]
+        assert {k: v for k, v in record.facts.items() if k != "share"} == {
+            k: v for k, v in whole.facts.items() if k != "share"
+        }
+        mine = of_kind(record.rows, "grid", "held-out", "scalar")
+        assert not mine.keys() & shared.keys()
+        shared |= mine
+    expected = of_kind(whole.rows, "grid", "held-out", "scalar")
+    assert shared == expected and len(of_kind(expected.values(), "scalar")) > 10
+
+
+def test_shares_begun_at_once_find_the_same_radius_alone(tiny_pair, tmp_path):
+    radii = set()
+    for k in (1, 2):
+        given = options(tiny_pair, tmp_path / str(k), radius=None, grid=3, share=f"{k}/2")
+        landscape.run(given)
+        radii.add(only_record(tmp_path / str(k)).facts["radius"])
+    assert len(radii) == 1
+
+
+def test_an_interrupt_leaves_the_model_as_it_was_and_the_rows_before_it(tiny_pair, tmp_path, monkeypatch):
+    loaded: list[pair.LoadedModel] = []
+    load, sums = pair.load_model, CommonLoss.sums
+
+    def keep(*args, **kwargs):
+        loaded.append(load(*args, **kwargs))
+        return loaded[-1]
+
+    def interrupted(self, model):
+        interrupted.calls += 1
+        if interrupted.calls == 12:
+            raise KeyboardInterrupt
+        return sums(self, model)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(pair, "load_model", keep)
+    monkeypatch.setattr(CommonLoss, "sums", interrupted)
+    given = options(tiny_pair, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        landscape.run(given)
+    student = loaded[-1].model
+    original = load(str(tiny_pair.student)).model
+    assert fingerprint(dict(student.named_parameters())) == fingerprint(dict(original.named_parameters()))
+    (path,) = tmp_path.glob("*.jsonl")
+    assert len(records.read(path, unfinished_ok=True).rows) == 11
+    monkeypatch.setattr(CommonLoss, "sums", sums)
+    landscape.run(given)
+    assert len(only_record(tmp_path).rows) == 25
+
+
+def test_the_same_command_gives_the_same_rows(tiny_pair, tmp_path):
+    for name in ("a", "b"):
+        landscape.run(options(tiny_pair, tmp_path / name, radius=None, held_out=3, scalars=1))
+    first, second = (only_record(tmp_path / name) for name in ("a", "b"))
+    assert first.rows == second.rows and first.facts == second.facts
