@@ -106,9 +106,10 @@ def html(table: Table, ci: Ci = "inline", linked: bool = False) -> str:
     )
     lines.append("<thead>")
     if spanners := _spanners(table.columns):
+        kinds = [("th", ' scope="colgroup"') if group else ("td", "") for group, _ in spanners]
         cells = [
-            f'<th scope="colgroup" colspan="{width}">{html_text(group)}</th>' if group else f'<td colspan="{width}"></td>'
-            for group, width in spanners
+            f'<{tag}{scope} colspan="{width}">{html_text(group)}</{tag}>'
+            for (tag, scope), (group, width) in zip(kinds, spanners, strict=True)
         ]
         lines.append("<tr><td></td>" + "".join(cells) + "</tr>")
     heads = [table.stub, *(_label(column, grouped=False) for column in table.columns)]
