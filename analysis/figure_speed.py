@@ -15,13 +15,16 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import speed
+from analysis.fitting import inches, wrapped
 from analysis.load import Library, Method
 from analysis.speed import SpeedSet, Way
-from analysis.style import ERROR, INK, PALE, TWO_COLUMNS, Drawing, Look, Settings, ink, told_apart
+from analysis.style import INK, PALE, Drawing, Look, Settings, ink, reach, told_apart, width
+from analysis.style import point as mark
 from analysis.table_ir import number
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
@@ -72,30 +75,45 @@ def speedups(library: Library, settings: Settings) -> Drawing:
     looks = told_apart(methods)
     compared = any(point.ratio for panel in panels for point in panel.points)
     curved = any(panel.curved for panel in panels)
-    widths = [1.5, *([1.05] if compared else []), *([2.1] if curved else [])]
-    heights = [max(_LEAST, _ROW * len(panel.points) + 0.55) for panel in panels]
-    figure, axes = plt.subplots(
-        len(panels),
-        len(widths),
-        figsize=(TWO_COLUMNS, sum(heights) + 0.3),
-        squeeze=False,
-        height_ratios=heights,
-        width_ratios=widths,
-    )
-    for row, panel in zip(axes, panels, strict=True):
-        _speeds(row[0], panel, looks, library)
+    figure, axes = _axes(panels, compared, curved, settings)
+    for own, panel in zip(axes, panels, strict=True):
+        _speeds(own["speeds"], panel, looks, library)
         if compared:
-            _ratios(row[1], panel, looks, library)
+            _ratios(own["ratios"], panel, looks, library)
         if curved:
-            _curves(row[-1], panel, looks)
+            _curves(own["curves"], panel, looks)
         if len(panels) > 1:
-            row[0].set_title(_apart(panel, panels), loc="left", fontsize=6.5)
+            told = _apart(panel, panels)
+            own["speeds"].set_title(wrapped(told, 0.6 * width(settings), 6.5), loc="left", fontsize=6.5)
     handles = [
         Line2D([], [], color=ink(looks[m]), linestyle=looks[m].line, marker=looks[m].marker, label=library.label(m))
         for m in methods
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+    longest = max(inches(library.label(method), 7.5) for method in methods)
+    figure.legend(handles=handles, loc="outside upper center", ncols=max(1, int(width(settings) / (0.5 + longest))))
     return Drawing("speedup", figure, *_words(library, panels, compared, curved))
+
+
+def _axes(
+    panels: Sequence[Panel], compared: bool, curved: bool, settings: Settings
+) -> tuple[Figure, list[dict[str, Axes]]]:
+    """Speeds, ratios and curves of every set side by side; in one column the curves stand below."""
+    rows = [max(_LEAST, _ROW * len(panel.points) + 0.55) for panel in panels]
+    below = curved and settings.columns == 1
+    heights = [height for row in rows for height in ((row, _LEAST) if below else (row,))]
+    widths = [1.5, *([1.05] if compared else []), *([2.1] if curved and not below else [])]
+    figure = plt.figure(figsize=(width(settings), sum(heights) + 0.3))
+    grid = figure.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
+    found = []
+    for index in range(len(panels)):
+        row = 2 * index if below else index
+        own = {"speeds": figure.add_subplot(grid[row, 0])}
+        if compared:
+            own["ratios"] = figure.add_subplot(grid[row, 1])
+        if curved:
+            own["curves"] = figure.add_subplot(grid[row + 1, :] if below else grid[row, -1])
+        found.append(own)
+    return figure, found
 
 
 def _panel(chosen: SpeedSet, resamples: int) -> Panel:
@@ -153,7 +171,7 @@ def _speeds(axis: Axes, panel: Panel, looks: dict[Method, Look], library: Librar
     axis.axvline(1, color=INK, linewidth=0.7, linestyle=":")
     axis.set_yticks(places, labels, fontsize=6.5)
     _rows(axis, places)
-    axis.set_xlabel("speed-up, end to end (×)")
+    axis.set_xlabel(wrapped("speed-up, end to end (×)", _wide(axis), 8))
 
 
 def _ratios(axis: Axes, panel: Panel, looks: dict[Method, Look], library: Library) -> None:
@@ -167,7 +185,7 @@ def _ratios(axis: Axes, panel: Panel, looks: dict[Method, Look], library: Librar
     axis.axvline(1, color=INK, linewidth=0.7, linestyle=":")
     axis.set_yticks(places, [])
     _rows(axis, places)
-    axis.set_xlabel(f"ratio to\n{library.label(panel.chosen.reference)} (×)")
+    axis.set_xlabel(f"ratio to\n{wrapped(f'{library.label(panel.chosen.reference)} (×)', _wide(axis), 8)}")
 
 
 def _curves(axis: Axes, panel: Panel, looks: dict[Method, Look]) -> None:
@@ -185,7 +203,7 @@ def _curves(axis: Axes, panel: Panel, looks: dict[Method, Look]) -> None:
             linewidth=1.0,
             zorder=2,
         )
-        shift = 0.3 * (index - (len(methods) - 1) / 2) / max(len(methods), 1)
+        shift = 0.62 * (index - (len(methods) - 1) / 2) / max(len(methods), 1)
         for point in panel.points:
             if point.method == method and point.decode is not None and point.way.batch == 1:
                 _point(axis, point.decode, point.way.gamma + shift, style, filled=True, upright=True)
@@ -199,20 +217,17 @@ def _curves(axis: Axes, panel: Panel, looks: dict[Method, Look]) -> None:
 
 
 def _point(axis: Axes, estimate: Estimate, at: float, style: Look, *, filled: bool, upright: bool = False) -> None:
-    errors = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
     x, y = (at, estimate.value) if upright else (estimate.value, at)
-    axis.errorbar(
-        x,
-        y,
-        **{"yerr" if upright else "xerr": errors},  # type: ignore[arg-type]
-        fmt=style.marker,
-        markersize=3.8,
-        markerfacecolor=ink(style) if filled else "white",
-        markeredgecolor=ink(style),
-        markeredgewidth=0.9,
-        zorder=3,
-        **ERROR,
-    )
+    # Over the curves intervals stand close: each has its point's colour.
+    colours = {"ecolor": ink(style), "capsize": 1.6} if upright else {}
+    drawn = mark(style, filled=filled) | {"markersize": 3.8, "markeredgewidth": 0.9, "zorder": 3} | colours
+    axis.errorbar(x, y, **drawn | {"yerr" if upright else "xerr": reach(estimate)})
+
+
+def _wide(axis: Axes) -> float:
+    """Inches of an axis, or fewer, before the layout has given the rows' names their room."""
+    figure: Any = axis.figure
+    return 0.8 * axis.get_position().width * float(figure.get_size_inches()[0])
 
 
 def _rows(axis: Axes, places: Sequence[float]) -> None:

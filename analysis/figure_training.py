@@ -5,16 +5,15 @@ Lines are means over training seeds, bands reach from the smallest to the larges
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Library, Method
-from analysis.style import TWO_COLUMNS, Drawing, Look, Settings, ink, looks
+from analysis.method_legend import lines, method_legend
+from analysis.style import Drawing, Look, Settings, ink, looks, width
 from analysis.table_ir import number
 from analysis.training_curves import Series, held_out_loss, plain, series_of, trained_methods
 from selectkd_eval.records import Record
@@ -30,9 +29,10 @@ _PANELS = (
 def training(library: Library, settings: Settings) -> Drawing:
     """Loss, acceptance and gated share over the steps, one line per method."""
     groups = trained_methods(library)
-    styles, columns = looks(list(groups)), _columns(library, list(groups))
-    height = 4.2 + 0.15 * max(0, -(-len(groups) // columns) - 3)  # below a long legend
-    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, height), sharex=True)
+    styles, across = looks(list(groups)), settings.columns
+    each = 1.85 if across == 2 else 1.35
+    height = each * (4 / across) + 0.3 + 0.15 * lines(library, styles, width(settings))
+    figure, axes = plt.subplots(4 // across, across, figsize=(width(settings), height), sharex=True, squeeze=False)
     data: dict[str, Any] = {}
     measured = held_out_loss(groups)
     for axis, (event, what, label) in zip(axes.flat, _PANELS, strict=True):
@@ -45,10 +45,10 @@ def training(library: Library, settings: Settings) -> Drawing:
             _line(axis, series, styles[method], markers=event == "validation")
             data[f"{library.label(method)}: {label}"] = plain(series)
         axis.set_title(label)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("optimiser step")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    legend(figure, library, styles)
+    method_legend(figure, library, styles, width(settings))
     seeds = sorted({len(found) for found in groups.values()})
     caption = (
         f"Training curves: mean over training seeds ({' or '.join(map(str, seeds))}), band from the smallest to the "
@@ -62,30 +62,13 @@ def _line(axis: Axes, series: Series, style: Look, markers: bool) -> None:
     axis.plot(
         series.steps,
         series.mean,
-        color=style.colour,
+        color=ink(style),
         linestyle=style.line,
         marker=style.marker if markers else "",
         markevery=max(1, len(series.steps) // 12),
     )
     if series.seeds > 1:
-        axis.fill_between(series.steps, series.low, series.high, color=style.colour, alpha=0.18, linewidth=0)
-
-
-def legend(figure: Any, library: Library, styles: dict[Method, Look]) -> None:
-    """One legend of methods above all panels."""
-    handles = [
-        Line2D([], [], color=ink(style), linestyle=style.line, marker=style.marker, label=library.label(method))
-        for method, style in styles.items()
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.legend(handles=handles, loc="outside upper center", ncols=_columns(library, list(styles)))
-
-
-def _columns(library: Library, methods: list[Method]) -> int:
-    """Columns of the legend, by its longest name at about 0.055 inches a letter."""
-    longest = max(len(library.label(method)) for method in methods)
-    return max(1, min(5, len(methods), int(TWO_COLUMNS / (0.45 + 0.055 * longest))))
+        axis.fill_between(series.steps, series.low, series.high, color=ink(style), alpha=0.18, linewidth=0)
 
 
 def _training_alt(library: Library, groups: dict[Method, list[Record]]) -> str:
