@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from landscape_rows import LANDSCAPE_FACTS, Loss, landscape_rows
 from speed_rows import Made
 
 from selectkd_eval.records import Record, open_record, read, record_path
@@ -323,29 +323,16 @@ def landscape(
     radius: float = 0.5,
     directions: int = 2,
     tokens: str = "tokens",
-    loss: Callable[[int, float, float], float] | None = None,
+    loss: Loss | None = None,
     *,
-    held_out: int = 4,
     metrics: tuple[str, ...] = (),
     scalars: int = 0,
+    held_out: int = 0,
     share: str = "",
     **more: Any,
 ) -> Record:
     """`loss(student, a, b)`; direction seeds differ by a tenth of it. `more` are other facts than the usual ones."""
-    shape = loss or (lambda s, a, b: 0.2 + 0.02 * s + (3.0 - 0.3 * s) * (a * a + 0.7 * b * b + 0.3 * a * b))
-    axis = [radius * (2 * i / (grid - 1) - 1) for i in range(grid)]
-    rng = random.Random("held out")
-    places = [("grid", f"{i}/{j}", a, b) for i, a in enumerate(axis) for j, b in enumerate(axis)]
-    places += [("held-out", str(n), radius * rng.uniform(-1, 1), radius * rng.uniform(-1, 1)) for n in range(held_out)]
-    rows = []
-    for student in range(len(students)):
-        for seed in range(directions):
-            for kind, at, a, b in places:
-                key = {"key": f"{'' if kind == 'grid' else 'held/'}{student}/{seed}/{at}", "kind": kind}
-                value = shape(student, a, b) * (1 + 0.1 * seed * (a * a + b * b))
-                row = {**key, "student": student, "seed": seed, "a": a, "b": b, "loss_sum": 1000 * value}
-                rows.append({**row, **{f"{name}_sum": 900 - 200 * value for name in metrics}, "n_tokens": 1000})
-        rows += _scalars(student, scalars, radius, shape)
+    rows = landscape_rows(len(students), grid, radius, directions, loss, metrics, scalars, held_out)
     first, _, of = share.partition("/")
     rows = [row for place, row in enumerate(rows) if not share or place % int(of) == int(first) - 1]
     facts = {
@@ -354,60 +341,20 @@ def landscape(
         "seeds": list(range(directions)),
         "tokens_sha256": digest(tokens),
         "teacher_sha256": digest("teacher"),
-        "loss": "token-mean forward KL",
         "radius": radius,
-        "radius_rule": "as asked",
         "grid": grid,
-        "moved": "all",
-        "directions": "Gaussian, normalised per output row",
-        "params_zeroed": 5,
-        "zero_rows": [0] * len(students),
-        "folded": {"folded": {"norm": ["head"]}, "left": {}},
-        "vocabulary": 512,
-        "dtype": "float32",
-        "attention": "sdpa",
-        "metrics": list(metrics),
-        "k": 5,
-        "held_out": held_out,
-        "tolerance": 0.005,
-        "share": share,
         "weights_sha256": [digest(student["fingerprint"]) for student in students],
+        "metrics": list(metrics),
+        "held_out": held_out,
+        "share": share,
+        **LANDSCAPE_FACTS,
         **more,
     }
     names: Any = tuple(student["name"] for student in students)
     options = LandscapeOptions(
-        out=out,
-        student=names,
-        grid=grid,
-        radius=radius,
-        data=tokens,
-        directions=directions,
-        share=share,
-        seed=int(more.get("seeds", [0])[0]),
+        out=out, student=names, grid=grid, radius=radius, data=tokens, directions=directions, share=share
     )
     return write("landscape", options, facts, rows)
-
-
-def _scalars(
-    student: int, directions: int, radius: float, loss: Callable[[int, float, float], float]
-) -> list[dict[str, Any]]:
-    """Losses along rays in the plane, and one ascent; none without directions."""
-    place = {"kind": "scalar", "student": student, "n_tokens": 1000}
-    rows: list[dict[str, Any]] = []
-    for n in range(directions):
-        angle = math.pi * n / directions
-        for at, t in (("h", 0.02), ("r", radius / 2), ("2r", radius)):
-            for sign in (1, -1):
-                value = loss(student, sign * t * math.cos(angle), sign * t * math.sin(angle))
-                name = f"{'+' if sign > 0 else '-'}{at}"
-                row = {**place, "name": "ray", "n": n, "at": name, "seed": 0, "axis": 3 + n, "t": sign * t}
-                rows.append({**row, "key": f"scalar/{student}/ray/{n}/{name}", "loss_sum": 1000 * value})
-    if directions:
-        centre = 1000 * loss(student, 0.0, 0.0)
-        rows.append({**place, "key": f"scalar/{student}/centre", "name": "centre", "t": 0.0, "loss_sum": centre})
-        ascent = {"rho": 0.1, "steps": 3, "loss_sums": [centre + 100, centre + 150, centre + 160]}
-        rows.append({**place, "key": f"scalar/{student}/sharpness", "name": "sharpness", **ascent})
-    return rows
 
 
 def everything(out: Path, seeds: tuple[int, ...] = (0, 1, 2), n: int = 60) -> Path:
