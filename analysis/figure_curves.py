@@ -7,7 +7,7 @@ where they differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,13 @@ def curves(library: Library, settings: Settings) -> Drawing:
         handles = [Line2D([], [], color=ink(s), linestyle=s.line, marker=s.marker) for s in styles.values()]
         figure.legend(handles, list(names.values()), loc="outside lower center", ncols=columns)
     data = {names[method]: plain(found.lines[method]) for method in methods}
-    return Drawing("curves", figure, _caption(found, same), _words(found, names), data)
+    return Drawing(
+        "curves",
+        figure,
+        _caption(found, same, [library.label(method) for method in found.left_out]),
+        _words(found, names),
+        data,
+    )
 
 
 def line(axis: Axes, found: Line, style: Look) -> None:
@@ -84,15 +90,16 @@ def _budget(axis: Axes, found: Progress) -> bool:
     return False
 
 
-def _caption(found: Progress, same: bool) -> str:
+def _caption(found: Progress, same: bool, left_out: Sequence[str]) -> str:
     kinds = sorted({line.band for line in found.lines.values()})
     seeds = sorted({line.seeds for line in found.lines.values()})
     bands = "; ".join(f"{_drawn(kind)} {BANDS[kind]}" for kind in kinds if kind)
     budget = "All have the same budget." if same else "Dotted: the largest budget that all have."
+    others = f" Without such a number, or of another teacher or text: {', '.join(left_out)}." if left_out else ""
     return (
         f"{found.what[:1].upper()}{found.what[1:]} during training, from {found.source}, a line per method: mean over "
         f"{' or '.join(map(str, seeds))} training seed{'' if seeds == [1] else 's'}"
-        f"{f', {bands}' if bands else ''}; not smoothed. {budget}"
+        f"{f', {bands}' if bands else ''}; not smoothed. {budget}{others}"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ class Progress:
     source: str
     lines: dict[Method, Line]
     unit: str = "optimiser step"
+    left_out: tuple[Method, ...] = ()
 
 
 def progress(library: Library, resamples: int) -> Progress:
@@ -70,13 +71,25 @@ def _offers(library: Library, resamples: int) -> Iterator[Progress]:
     yield from _checkpoints(library, "passk", "pass@1 (%)", resamples)
     yield from _checkpoints(library, "winrate", "win rate (%)", resamples)
     groups = trained_methods(library) if library.of("train") else {}
+    held = _one_measure(groups)
     for what, name in (("alpha", "held-out α = 1 − mean TV"), ("loss", "validation loss (unweighted)")):
-        kept = {m: r for m, r in groups.items() if what != "loss" or m.held_out == held_out_loss(groups)}
-        lines = {method: _trained(records, what) for method, records in kept.items()}
-        yield Progress(name, "train records", {method: line for method, line in lines.items() if line is not None})
+        kept = {m: r for m, r in held.items() if what != "loss" or m.held_out == held_out_loss(held)}
+        drawn = {method: line for method, records in kept.items() if (line := _trained(records, what)) is not None}
+        yield Progress(name, "train records", drawn, left_out=tuple(m for m in groups if m not in drawn))
     for chosen in tar_sets(library):
         points = {at: terms.estimate(resamples) for at, terms in _alphas(chosen)}
         yield Progress(f"α = 1 − mean TV on {chosen.text}", "tar records", _estimated(points))
+
+
+def _one_measure(groups: Mapping[Method, Sequence[Record]]) -> dict[Method, list[Record]]:
+    """The records of the teacher and validation text that most methods share: alpha and loss are against these."""
+    apart: dict[Any, dict[Method, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for method, records in groups.items():
+        for record in records:
+            teacher, text = (record.facts.get(name) or {} for name in ("teacher", "validation"))
+            apart[teacher.get("fingerprint"), text.get("sha256")][method].append(record)
+    most = max(apart, key=lambda key: (len(apart[key]), key[0] is not None, str(key)), default=None)
+    return dict(apart[most]) if most is not None else {}
 
 
 def _alphas(chosen: TarSet) -> Iterator[tuple[tuple[Method, int], measures.Terms]]:
@@ -165,7 +178,7 @@ def _over_tokens(library: Library, chosen: Progress) -> Progress:
     for method, line in chosen.lines.items():
         at, total = seen[method]
         lines[method] = line._replace(at=np.interp(line.at, np.append(0, at), np.append(0, total)) / 1e6)
-    return Progress(chosen.what, chosen.source, lines, "training tokens (millions)")
+    return replace(chosen, lines=lines, unit="training tokens (millions)")
 
 
 def tokens(records: Sequence[Record]) -> tuple[Floats, Floats]:
