@@ -8,8 +8,8 @@ What Theorem 1 is asked about, single runs on the clock of their learning rate, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -30,23 +30,23 @@ class Measured(NamedTuple):
     method: Method
     step: int | None
     card: Card
-    index: int
+    place: int
     rows: list[dict[str, Any]]
     facts: dict[str, Any]
 
     def terms(self, what: str, macro: bool = True) -> Terms:
         """One acceptance, per prompt."""
-        return measures.tar(self.rows, self.index, what, macro)
+        return measures.tar(self.rows, self.place, what, macro)
 
     def bins(self, by: str, what: str) -> list[Terms] | None:
         """One acceptance per bin and prompt; None where the record has no breakdown."""
         edges = self.facts.get(EDGES[by])
-        return None if edges is None else measures.tar_by(self.rows, self.index, by, len(edges) + 1, what)
+        return None if edges is None else measures.tar_by(self.rows, self.place, by, len(edges) + 1, what)
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Acceptance per bin of one kind, pooled over tokens and seeds: `edges` between the bins, (bins,) terms per method."""
+    """Acceptance per bin, pooled over tokens and seeds: `edges` between the bins, one more terms than edges."""
 
     by: str
     edges: tuple[float, ...]
@@ -117,7 +117,16 @@ def tar_sets(library: Library) -> list[TarSet]:
         key = (facts["teacher"].get("fingerprint"), text, facts.get("k"))
         groups[str(key)].append(record)
     ordered = sorted(groups.values(), key=lambda group: (-_students(group), group[0].path.name))
-    return [_tar_set(library, group) for group in ordered]
+    sets = [_tar_set(library, group) for group in ordered]
+    return [one if names == 1 else replace(one, text=f"{one.text} {mark}") for one, names, mark in _marks(sets)]
+
+
+def _marks(sets: Sequence[TarSet]) -> Iterator[tuple[TarSet, int, str]]:
+    """Every set, how many have its text's name, and what tells it apart from these: k, else a number."""
+    for one in sets:
+        same = [other for other in sets if other.text == one.text]
+        apart = len({other.k for other in same}) == len(same)
+        yield one, len(same), f"(k = {one.k})" if apart else f"({same.index(one) + 1})"
 
 
 def _tar_set(library: Library, found: Sequence[Record]) -> TarSet:

@@ -1,4 +1,4 @@
-"""What does each training run give Theorem 1 to be judged by? TAR at its evaluations, on the clock of its learning rate.
+"""By what is Theorem 1 judged? Every training run's TAR at its evaluations, on the clock of its learning rate.
 
 A run is one student with its kept checkpoints in a tar record (values per prompt, so that a fall can be tested), or,
 for methods without such records, the validation rows of a train record (no values per prompt). The clock is the
@@ -48,6 +48,11 @@ class Run(NamedTuple):
 def own(method: Method) -> str:
     """The acceptance that a method's own gate decides by."""
     return _OWN.get(str(method.get("verifier")), "greedy")
+
+
+def named(what: str, k: int) -> str:
+    """An acceptance as a reader knows it."""
+    return {"greedy": f"greedy Top-{k}", "spec": f"Spec-{k}", "alpha": "α"}[what]
 
 
 def gated(method: Method) -> bool:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from analysis import (
     figure_bars,
+    figure_breakdown,
     figure_curves,
     figure_judges,
     figure_landscape,
     figure_speed,
     figure_tar,
     figure_teachers,
+    figure_theorem,
     figure_training,
 )
 from analysis.load import Library, library
@@ -31,6 +33,8 @@ FIGURES: dict[str, Callable[[Library, Settings], Drawing]] = {
     "teachers": figure_teachers.teachers,
     "training": figure_training.training,
     "tar": figure_tar.tar,
+    "theorem": figure_theorem.theorem_1,
+    "breakdown": figure_breakdown.breakdown,
     "landscape": figure_landscape.landscape,
     "judges": figure_judges.judges,
     "speedup": figure_speed.speedups,

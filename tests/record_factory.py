@@ -252,14 +252,29 @@ def tar(out: Path, students: list[dict[str, Any]], steps: list[int | None], n: i
             }
             sums |= {"fkl": 1.2 - 0.6 * done, "nll": 2.2 - 0.6 * done, "hellinger": 0.4, "teacher_entropy": 1.1}
             key = {"key": f"{index}/s{prompt}", "student": index, "step": step, "prompt": f"s{prompt}"}
-            rows.append({**key, "n_tokens": tokens, **{name: value * tokens for name, value in sums.items()}})
+            totals = {name: value * tokens for name, value in sums.items()}
+            parts = {
+                name: _binned(totals, tokens, bins, rng) for name, bins in (("by_entropy", 7), ("by_position", 11))
+            }
+            rows.append({**key, "n_tokens": tokens, **totals, **parts})
     facts = {
         "teacher": card("Teacher"),
         "students": students,
         "prompts": {"name": "mini-stories:validation", "sha256": digest("v"), "n": n},
         "k": 5,
+        "entropy_edges": [0.1, 0.25, 0.5, 1.0, 2.0, 4.0],
+        "position_edges": [2**power for power in range(10)],
     }
     return write("tar", TarOptions(out=out, student=tuple(s["name"] for s in students)), facts, rows)
+
+
+def _binned(totals: dict[str, float], tokens: int, bins: int, rng: random.Random) -> dict[str, list[float]]:
+    """Tokens thrown into bins, and in each its share of the acceptances."""
+    counts = [0] * bins
+    for _ in range(tokens):
+        counts[min(bins - 1, int(rng.expovariate(0.5)))] += 1
+    shares = {name: [totals[name] * n / tokens for n in counts] for name in ("greedy", "spec", "alpha")}
+    return {"n": [float(n) for n in counts], **shares}
 
 
 def speedup(

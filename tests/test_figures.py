@@ -204,15 +204,6 @@ def test_a_legend_of_many_methods_stays_on_the_page(tmp_path: Path) -> None:
     assert panel.height > 0.1 * page.height
 
 
-def test_tar_over_checkpoints_of_two_methods_is_one_line_each(tmp_path: Path) -> None:
-    cards = [make.card(method, seed) for method in ("KD", "KD + Spec-k") for seed in (0, 1) for _ in range(2)]
-    make.tar(tmp_path, cards, [10, 20] * 4, n=12)
-    drawing = draw("tar", library(tmp_path), SETTINGS)
-    assert sorted(drawing.data) == ["mini-stories:validation alpha KD", "mini-stories:validation alpha KD + Spec-k"]
-    assert [point[1] for point in drawing.data["mini-stories:validation alpha KD"]] == [10, 20], "seeds are pooled"
-    style.close(drawing)
-
-
 def test_tar_on_other_tokens_is_another_set(tmp_path: Path) -> None:
     make.tar(tmp_path, [make.card("KD", 0)], [10], n=12)
     other = make.tar(tmp_path, [make.card("KD", 1)], [10], n=12)
