@@ -113,7 +113,7 @@ def test_where_there_is_no_slope_the_ascent_says_so(tmp_path):
     assert "there is no way up" in row["error"]
 
 
-def test_central_differences_are_the_exact_second_derivative_to_two_per_cent():
+def test_central_differences_are_the_exact_second_derivative_to_a_per_cent():
     model, loss = tiny_loss()
     around = Around(model, loss, 0)
     with around.lent():
@@ -124,7 +124,7 @@ def test_central_differences_are_the_exact_second_derivative_to_two_per_cent():
         here = around.loss_sum(d[0], 0.0)
         for v, bend in zip(d, bends, strict=True):
             both = around.loss_sum(v, STEP) + around.loss_sum(v, -STEP)
-            assert (both - 2 * here) / STEP**2 / loss.n_tokens == pytest.approx(bend, rel=0.02)
+            assert (both - 2 * here) / STEP**2 / loss.n_tokens == pytest.approx(bend, rel=0.01)
 
 
 def test_a_half_precision_student_is_measured_in_full_precision():
