@@ -14,6 +14,7 @@ The moved matrices only; gains and biases have no share in H. Memory on the host
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from selectkd_eval.curvature import Around
@@ -57,10 +58,10 @@ def measure(
         place = {"kind": "scalar", "student": student, "name": "hessian", "coordinates": coordinates}
         with around.lent():
             found = largest(around, normalised=coordinates == "normalised")
-        if found["eigenvalues"] and np.isfinite(found["eigenvalues"]).all():
+        if found["eigenvalues"] and np.isfinite(found["eigenvalues"] + found["residuals"]).all():
             record.write(key, **place, **found)
         else:
-            record.write(key, **place, products=found["products"], error="no eigenvalue converged")
+            record.write(key, **place, products=found["products"], error="the largest eigenvalues were not found")
         advance()
 
 
@@ -68,7 +69,8 @@ def largest(around: Around, *, normalised: bool, count: int = EIGENVALUES) -> di
     """The `count` largest eigenvalues, descending, of H or of S H S; to be called inside `around.lent()`.
 
     `residuals` are ``|H v - lambda v|`` of unit vectors v, from a product of its own each: an eigenvalue of H lies no
-    farther from lambda, products being exact. `products` counts them all (two gradients each).
+    farther from lambda, products being exact. `products` counts them all (two gradients each). Both lists are empty
+    where Lanczos does not get there.
     """
     scale = around.row_norms(per_entry=True) if normalised else None
     before = around.gradients
@@ -85,18 +87,17 @@ def largest(around: Around, *, normalised: bool, count: int = EIGENVALUES) -> di
     operator = LinearOperator(shape=(size, size), matvec=apply, dtype=v0.dtype)
     count = min(count, size - 1)
     vectors_kept = min(size, max(SUBSPACE, 2 * count + 1))
-    converged = True
-    try:
+    values, vectors = np.empty(0), np.empty((size, 0))
+    # A Hessian of zeros, or a loss that is not finite around the student, gives ARPACK nothing to work with; of a run
+    # out of restarts the part that did converge is no list of the largest.
+    with contextlib.suppress(ArpackError):
         values, vectors = eigsh(operator, count, which="LA", v0=v0, ncv=vectors_kept, tol=TOLERANCE, maxiter=RESTARTS)
-    except ArpackNoConvergence as error:
-        values, vectors, converged = error.eigenvalues, error.eigenvectors, False
     order = np.argsort(values)[::-1]
     residuals = [float(np.linalg.norm(apply(vectors[:, i]) - values[i] * vectors[:, i])) for i in order]
     return {
         "eigenvalues": [float(values[i]) for i in order],
         "residuals": residuals,
         "products": (around.gradients - before) // 2,
-        "converged": converged,
         "step": step,
         "tolerance": TOLERANCE,
     }
