@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from analysis.load import Card, Library, Method
 from selectkd_eval import measures
 from selectkd_eval.measures import Terms
@@ -51,6 +53,14 @@ class Breakdown:
     by: str
     edges: tuple[float, ...]
     terms: dict[Method, dict[str, list[Terms]]]
+
+    def between(self, method: Method, what: str, low: float | None, high: float | None) -> Terms:
+        """The bins from edge `low` up to edge `high` taken together; None is the end of the scale."""
+        first = 0 if low is None else self.edges.index(low) + 1
+        last = len(self.edges) + 1 if high is None else self.edges.index(high) + 1
+        parts = self.terms[method][what][first:last]
+        num, den = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("num", "den"))
+        return replace(parts[0], num=num, den=den)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ cumulative learning rate where the train record is among the records, else the o
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,8 @@ from analysis.acceptance import WHAT, Measured, TarSet, tar_sets
 from analysis.load import Library, Method
 from selectkd_eval import measures, theorem
 from selectkd_eval.records import Record
-from selectkd_eval.stats import Floats
-from selectkd_eval.theorem import Curve, Fit
+from selectkd_eval.stats import Estimate, Floats
+from selectkd_eval.theorem import Curve, Fit, Verdict
 
 HELD_OUT = "held-out text of training"
 # The theorem speaks of the method's own gate. One without a gate has none, and is measured by Greedy Top-k.
@@ -66,6 +66,62 @@ def runs(library: Library) -> list[Run]:
     measured = {run.method for run in found}
     rest = [_validated(library, record) for record in library.of("train") if library.trained(record) not in measured]
     return found + sorted((run for run in rest if run is not None), key=lambda run: (run.method.order, run.seed or 0))
+
+
+class Judged(NamedTuple):
+    """The runs of one method on one text, with their fits, and the rate over all of them."""
+
+    method: Method
+    text: str
+    what: str
+    runs: list[Run]
+    fits: list[Fit]
+    rate: Estimate | None
+    intercept: float
+    left_out: int  # runs whose learning rates are unknown, beside others whose are known
+
+    @property
+    def name(self) -> str:
+        """The acceptance that judges."""
+        return named(self.what, self.runs[0].k)
+
+
+def judged(library: Library, resamples: int) -> list[Judged]:
+    """One for each text and method, in order; only gated methods where there is one: of these the theorem
+    speaks.
+    """
+    groups: dict[tuple[str, Method], list[Run]] = defaultdict(list)
+    for run in runs(library):
+        groups[run.text, run.method].append(run)
+    if any(gated(method) for _, method in groups):
+        groups = defaultdict(list, {key: found for key, found in groups.items() if gated(key[1])})
+    return [_judged(text, method, found, resamples) for (text, method), found in groups.items()]
+
+
+def _judged(text: str, method: Method, found: list[Run], resamples: int) -> Judged:
+    # Runs on two clocks are not judged on one: those whose learning rates are known go first.
+    known = [run for run in found if run.by_rate] or found
+    what = own(method)
+    every = np.concatenate([run.curves[what].clock for run in known])
+    rate, intercept = theorem.slope(every, np.concatenate([run.curves[what].tar for run in known]))
+    fits = [run.fit(what, resamples) for run in known]
+    return Judged(method, text, what, known, fits, rate, intercept, len(found) - len(known))
+
+
+def in_words(fits: Sequence[Fit]) -> str:
+    """The verdict over one method's runs: 'violated (2 significant falls)', or how many of its runs say what."""
+    counts = Counter(fit.verdict for fit in fits)
+    falls = sum(len(fit.significant) for fit in fits)
+    told = f" ({falls} significant fall{'s' if falls > 1 else ''})" if falls else ""
+    if len(fits) == 1:
+        return f"{fits[0].verdict}{told}"
+    order: tuple[Verdict, ...] = ("violated", "not violated beyond chance", "holds on this run", "cannot be told")
+    return "; ".join(
+        f"{verdict.removesuffix(' on this run')} in {counts[verdict]} of {len(fits)} runs"
+        f"{told if verdict == 'violated' else ''}"
+        for verdict in order
+        if counts[verdict]
+    )
 
 
 def cumulative_rate(record: Record | None, steps: Floats) -> Floats | None:

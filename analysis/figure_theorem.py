@@ -7,9 +7,7 @@ Each method is judged by the acceptance of its own gate; every other definition'
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -17,75 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.acceptance import WHAT
-from analysis.acceptance_runs import Run, gated, named, own, runs
-from analysis.load import Library, Method
+from analysis.acceptance_runs import Judged, in_words, judged
+from analysis.load import Library
 from analysis.style import INK, Drawing, Look, Settings, ink, looks, width
 from analysis.table_ir import number
 from selectkd_eval import theorem
 from selectkd_eval.errors import InputError
-from selectkd_eval.stats import Estimate, Floats
-from selectkd_eval.theorem import Fit, Verdict
+from selectkd_eval.stats import Floats
+from selectkd_eval.theorem import Fit
 
 COLUMNS, TEXTS = 3, 2  # panels side by side, and texts below each other, at most
 
 
-class Panel(NamedTuple):
-    """The runs of one method on one text, with their fits, and the rate over all of them."""
-
-    method: Method
-    text: str
-    what: str
-    runs: list[Run]
-    fits: list[Fit]
-    rate: Estimate | None
-    intercept: float
-
-    @property
-    def name(self) -> str:
-        """The acceptance that is drawn."""
-        return named(self.what, self.runs[0].k)
-
-
-def panels(library: Library, resamples: int) -> list[Panel]:
-    """One panel for each text and method, in order; only gated methods where there is one: of these the theorem
-    speaks.
-    """
-    groups: dict[tuple[str, Method], list[Run]] = defaultdict(list)
-    for run in runs(library):
-        groups[run.text, run.method].append(run)
-    if any(gated(method) for _, method in groups):
-        groups = defaultdict(list, {key: found for key, found in groups.items() if gated(key[1])})
-    return [_panel(text, method, found, resamples) for (text, method), found in groups.items()]
-
-
-def _panel(text: str, method: Method, found: list[Run], resamples: int) -> Panel:
-    # Runs on two clocks are not drawn on one: those whose learning rates are known go first.
-    known = [run for run in found if run.by_rate] or found
-    what = own(method)
-    every = np.concatenate([run.curves[what].clock for run in known])
-    rate, intercept = theorem.slope(every, np.concatenate([run.curves[what].tar for run in known]))
-    return Panel(method, text, what, known, [run.fit(what, resamples) for run in known], rate, intercept)
-
-
-def in_words(fits: Sequence[Fit]) -> str:
-    """The verdict over one method's runs: 'violated (2 significant falls)', or how many of its runs say what."""
-    counts = Counter(fit.verdict for fit in fits)
-    falls = sum(len(fit.significant) for fit in fits)
-    told = f" ({falls} significant fall{'s' if falls > 1 else ''})" if falls else ""
-    if len(fits) == 1:
-        return f"{fits[0].verdict}{told}"
-    order: tuple[Verdict, ...] = ("violated", "not violated beyond chance", "holds on this run", "cannot be told")
-    return "; ".join(
-        f"{verdict.removesuffix(' on this run')} in {counts[verdict]} of {len(fits)} runs"
-        f"{told if verdict == 'violated' else ''}"
-        for verdict in order
-        if counts[verdict]
-    )
-
-
 def theorem_1(library: Library, settings: Settings) -> Drawing:
     """Every run's ``-log(1 - TAR)`` with the typical rate, its falls and the largest valid kappa."""
-    every = panels(library, settings.resamples)
+    every = judged(library, settings.resamples)
     if not every:
         raise InputError(
             "the theorem figure needs TAR at two steps of one run: measure checkpoints with `selectkd-eval tar "
@@ -120,7 +64,7 @@ def theorem_1(library: Library, settings: Settings) -> Drawing:
     return Drawing("theorem", figure, caption, " ".join(words), data)
 
 
-def _draw(axis: Axes, library: Library, panel: Panel, style: Look) -> None:
+def _draw(axis: Axes, library: Library, panel: Judged, style: Look) -> None:
     colour = ink(style)
     for run, fit in zip(panel.runs, panel.fits, strict=True):
         clock, height = run.curves[panel.what].clock, _finite(theorem.remaining(run.curves[panel.what].tar))
@@ -159,11 +103,11 @@ def _broken(words: str) -> str:
     return words.replace("; ", ";\n")
 
 
-def _last(panel: Panel) -> list[float]:
+def _last(panel: Judged) -> list[float]:
     return [max(run.curves[panel.what].clock[-1] for run in panel.runs)]
 
 
-def _band(axis: Axes, panel: Panel, ends: Floats) -> None:
+def _band(axis: Axes, panel: Judged, ends: Floats) -> None:
     """Theil and Sen's line, and the lines of its slope's limits about the middle of the points."""
     assert panel.rate is not None
     clock = np.concatenate([run.curves[panel.what].clock for run in panel.runs])
@@ -176,7 +120,7 @@ def _band(axis: Axes, panel: Panel, ends: Floats) -> None:
     axis.fill_between(at, slopes.min(axis=0), slopes.max(axis=0), color="#bbbbbb", alpha=0.35, linewidth=0, zorder=1)
 
 
-def _bound(axis: Axes, panel: Panel, ends: Floats) -> None:
+def _bound(axis: Axes, panel: Judged, ends: Floats) -> None:
     """What the largest valid kappa demands from the first evaluation on: a line that no run may fall below."""
     worst = min(range(len(panel.fits)), key=lambda place: panel.fits[place].kappa_max)
     kappa = panel.fits[worst].kappa_max
@@ -200,7 +144,7 @@ def _handles() -> list[Line2D]:
     ]
 
 
-def _words(library: Library, panel: Panel) -> str:
+def _words(library: Library, panel: Judged) -> str:
     rate = "no typical rate"
     if panel.rate is not None:
         limits = f"[{number(panel.rate.low, 1)}, {number(panel.rate.high, 1)}]"
@@ -214,11 +158,11 @@ def _words(library: Library, panel: Panel) -> str:
     )
 
 
-def _key(library: Library, panel: Panel) -> str:
+def _key(library: Library, panel: Judged) -> str:
     return f"{panel.text}: {library.label(panel.method)}"
 
 
-def _data(panel: Panel, resamples: int) -> dict[str, Any]:
+def _data(panel: Judged, resamples: int) -> dict[str, Any]:
     """The panel's curves and fits, and the fits of the other definitions."""
     found: dict[str, Any] = {"drawn": panel.what, "clock": "learning rate" if panel.runs[0].by_rate else "step"}
     found["rate"] = None if panel.rate is None else [panel.rate.value, panel.rate.low, panel.rate.high]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis import landscape_words, speed_words
-from analysis.acceptance import tar_sets
+from analysis import landscape_words, speed_words, tar_words
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method
 from analysis.pass_columns import Column
 from analysis.table_ir import number, signed, verdict
-from selectkd_eval import measures, stats, win_rates
+from selectkd_eval import stats, win_rates
 from selectkd_eval.records import Record
 from selectkd_eval.stats import Estimate
 
@@ -32,7 +31,7 @@ def findings(library: Library, resamples: int) -> list[str]:
     return [
         *_pass_lines(Grid(library, "passk", resamples)),
         *_win_lines(Grid(library, "winrate", resamples)),
-        *_tar_lines(library, resamples),
+        *tar_words.lines(library, resamples),
         *landscape_words.lines(library),
         *speed_words.lines(library, resamples),
     ]
@@ -110,33 +109,6 @@ def _compared(grid: Grid, column: Column, a: Method, b: Method, word: str) -> li
     ]
 
 
-def _tar_lines(library: Library, resamples: int) -> list[str]:
-    """From the first to the last checkpoint, on one definition that suits every method: alpha."""
-    lines = []
-    for found in tar_sets(library):
-        parts = []
-        for method in found.methods:
-            steps = found.steps(method)
-            if len(steps) < 2:
-                continue
-            first, last = (found.points[method, step]["alpha"] for step in (steps[0], steps[-1]))
-            change, _ = measures.delta(last, first, resamples)
-            verb = verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
-            parts.append(
-                f"{library.label(method)} {verb} from {number(first.value, 3)} at step {steps[0]} to "
-                f"{number(last.value, 3)} at step {steps[-1]} ({_signed_interval(change, 3)})"
-            )
-        if parts:
-            n = len(next(iter(found.points.values()))["alpha"].prompts)
-            lines.append(f"Acceptance α = 1 − TV on {found.text}, n = {n:,} prompts: {'; '.join(parts)}.")
-    return lines
-
-
 def _percent(estimate: Estimate) -> str:
     percent = estimate.scaled(100)
     return f"{number(percent.value, 1)} % [{number(percent.low, 1)}, {number(percent.high, 1)}]"
-
-
-def _signed_interval(estimate: Estimate, digits: int) -> str:
-    low, high = signed(estimate.low, digits), signed(estimate.high, digits)
-    return f"{signed(estimate.value, digits)} [{low}, {high}]"
