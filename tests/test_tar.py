@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import TinyPair, tiny_llama
 
-from selectkd_eval import measures, pair, prompts, records, tar
+from selectkd_eval import answer, measures, pair, prompts, records, tar
 from selectkd_eval.errors import InputError
-from selectkd_eval.verbs import TarOptions
+from selectkd_eval.verbs import AnswerOptions, TarOptions
 
 
 def options(tiny_pair: TinyPair, out: Path, **changes) -> TarOptions:
@@ -84,6 +84,91 @@ def test_the_batch_size_and_other_students_change_nothing(tiny_pair, tmp_path):
         other = together["1" + key[1:]]
         for what in ("greedy", "spec", "alpha", "fkl", "nll", "hellinger", "teacher_entropy"):
             assert row[what] == pytest.approx(other[what], rel=1e-4, abs=1e-4)
+
+
+def test_bins_add_up_to_the_totals_of_their_row(tiny_pair, tmp_path):
+    rows = measured(options(tiny_pair, tmp_path, batch_size=3))
+    (path,) = tmp_path.glob("tar-*.jsonl")
+    facts = records.read(path).facts
+    for row in rows.values():
+        for by, edges in (("by_entropy", facts["entropy_edges"]), ("by_position", facts["position_edges"])):
+            bins = row[by]
+            assert all(len(values) == len(edges) + 1 for values in bins.values())
+            assert sum(bins["n"]) == row["n_tokens"]
+            for what in ("greedy", "spec", "alpha"):
+                assert sum(bins[what]) == pytest.approx(row[what], abs=1e-5)
+                assert all(0 <= value <= n + 1e-6 for value, n in zip(bins[what], bins["n"], strict=True))
+
+
+@torch.inference_mode()
+def test_a_token_is_in_the_bin_of_its_teachers_entropy_and_of_its_place(tiny_pair, tmp_path):
+    rows = measured(options(tiny_pair, tmp_path))
+    p = pair.load_model(str(tiny_pair.teacher))
+    for prompt in prompts.load_prompts(str(tiny_pair.data), 7).prompts:
+        ids, response = prompts.encode_example(p.tokenizer, prompt.text, prompt.answer, 100)
+        log_p = p.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        entropies = [float(-(log_p[t - 1].exp() * log_p[t - 1]).sum()) for t in range(1, len(ids)) if response[t]]
+        by_entropy, by_place = [0] * (len(tar.ENTROPY_EDGES) + 1), [0] * (len(tar.POSITION_EDGES) + 1)
+        for place, entropy in enumerate(entropies):
+            by_entropy[sum(entropy >= edge for edge in tar.ENTROPY_EDGES)] += 1
+            by_place[sum(place >= edge for edge in tar.POSITION_EDGES)] += 1
+        row = rows[f"0/{prompt.id}"]
+        assert row["by_entropy"]["n"] == by_entropy
+        assert row["by_position"]["n"] == by_place
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_spec_k_is_one_minus_tv_to_the_k_exactly(k):
+    generator = torch.Generator().manual_seed(k)
+    log_p, log_q = (torch.randn(50, 40, generator=generator).mul(2).log_softmax(-1) for _ in range(2))
+    tv = (log_p.double().exp() - log_q.double().exp()).abs().sum(-1) / 2
+    found = tar.quantities(log_p, log_q, torch.zeros(50, dtype=torch.long), k)
+    assert found["spec"].double() == pytest.approx(1 - tv**k, abs=1e-6)
+    assert found["alpha"].double() == pytest.approx(1 - tv, abs=1e-6)
+
+
+def test_both_means_stand_on_the_terminal_and_can_differ(tiny_pair, tmp_path, capsys):
+    rows = measured(options(tiny_pair, tmp_path)).values()
+    macro, pooled = (measures.tar(rows, 0, "alpha", mean).value for mean in (True, False))
+    assert macro == pytest.approx(sum(row["alpha"] / row["n_tokens"] for row in rows) / len(rows))
+    assert pooled == pytest.approx(sum(row["alpha"] for row in rows) / sum(row["n_tokens"] for row in rows))
+    first, second = capsys.readouterr().out.split("(Eq. 13)")
+    assert f"{macro:.4f}" in first
+    assert f"{pooled:.4f}" in second and "pooled over all response tokens" in second
+
+
+def test_text_of_the_students_own_is_called_on_policy(tiny_pair, tmp_path, capsys):
+    given = {"limit": 4, "max_new_tokens": 6, "threads": 1, "device": "cpu", "out": tmp_path / "answers"}
+    answer.run(AnswerOptions(model=str(tiny_pair.student), prompts=str(tiny_pair.data), name="own", **given))
+    (text,) = (tmp_path / "answers").glob("answer-*.jsonl")
+    capsys.readouterr()
+    students = (str(tiny_pair.student), str(tiny_pair.teacher))
+    measured(options(tiny_pair, tmp_path / "tar", data=str(text), limit=4, student=students))
+    out = capsys.readouterr().out
+    assert f"written by {tiny_pair.student}: on-policy for {tiny_pair.student};" in out.replace("\n", ";")
+    (path,) = (tmp_path / "tar").glob("tar-*.jsonl")
+    (author,) = records.read(path).facts["written_by"]
+    assert author["fingerprint"] == pair.load_model(str(tiny_pair.student)).card.fingerprint
+    measured(options(tiny_pair, tmp_path / "given"))
+    assert "written by" not in capsys.readouterr().out
+
+
+def test_a_record_begun_without_a_breakdown_goes_on_without_one(tiny_pair, tmp_path):
+    chosen = options(tiny_pair, tmp_path, batch_size=2)
+    tar.run(chosen)
+    (path,) = tmp_path.glob("tar-*.jsonl")
+    header, *rows = (json.loads(line) for line in path.read_text().splitlines()[:3])
+    for name in ("entropy_edges", "position_edges"):
+        del header["facts"][name]
+    for row in rows:
+        del row["by_entropy"], row["by_position"]
+    path.write_text("".join(records.canonical(line) + "\n" for line in (header, *rows)))
+    tar.run(chosen)
+    found = records.read(path)
+    assert len(found.rows) == 7
+    assert not any("by_entropy" in row for row in found.rows)
+    assert measures.tar(found.rows, 0).value > 0
+    assert measures.tar_by(found.rows, 0, "by_entropy", 7) is None
 
 
 def test_a_stopped_run_measures_only_what_is_missing(tiny_pair, tmp_path):
