@@ -9,6 +9,7 @@ one scale are refused (`landscapes`).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Floats
 from selectkd_eval.surfaces import Surface
 
+_LETTER = 0.066  # inches of a letter of a title
 _SHOWN = 4  # surfaces side by side; the profiles show every method
 # Inches: room left of and between pictures, for the colour bar, above a surface and below a contour; a surface's height
 # in widths, and room for its ticks.
-_LEFT, _GAP, _BAR, _TITLE, _FOOT, _TALL, _TICKS = 0.55, 0.26, 0.78, 0.2, 0.48, 0.86, 0.26
+_LEFT, _GAP, _BAR, _TITLE, _FOOT, _TALL, _TICKS = 0.62, 0.26, 0.78, 0.2, 0.48, 0.86, 0.26
 
 
 class Shown(NamedTuple):
@@ -50,10 +52,10 @@ def landscape(library: Library, settings: Settings) -> Drawing:
     shown = typical(land)
     labels = {method: library.label(method) for method in land.methods}
     evidence = Evidence.of(library, land)
-    pictures = Pictures.of(len(shown.planes), settings)
-    rows = evidence.rows(settings)
+    pictures = Pictures.of([title(library, plane) for plane in shown.planes], settings)
+    rows = evidence.rows(settings, labels)
     page = Page.of(width(settings), pictures.height + sum(row.height for row in rows))
-    pictures.draw(page, library, shown)
+    pictures.draw(page, shown)
     evidence.draw(page, pictures.height, rows, told_apart(land.methods), labels)
     data = {
         "seed": shown.direction,
@@ -127,44 +129,57 @@ class Pictures(NamedTuple):
     side: float
     left: float
     bar: float
+    titles: list[str]
 
     @staticmethod
-    def of(n: int, settings: Settings) -> Pictures:
-        """The places for `n` students, in the middle of the page."""
+    def of(titles: list[str], settings: Settings) -> Pictures:
+        """The places for students of these names, in the middle of the page."""
+        n = len(titles)
         if settings.columns == 1:
-            return Pictures(n, False, 0.88, 1.64, width(settings) - _BAR + 0.09)
+            wrapped = [textwrap.fill(title, 18) for title in titles]
+            return Pictures(n, False, 0.88, 1.64, width(settings) - _BAR + 0.09, wrapped)
         across = width(settings) - _LEFT - _BAR
         side = min(2.1, across / n - _GAP)
         left = _LEFT + (across - n * (side + _GAP)) / 2
-        return Pictures(n, True, side, left, left + n * (side + _GAP) + 0.02)
+        wrapped = [textwrap.fill(title, int((side + _GAP) / _LETTER)) for title in titles]
+        return Pictures(n, True, side, left, left + n * (side + _GAP) + 0.02, wrapped)
+
+    @property
+    def head(self) -> float:
+        """Room above a surface."""
+        return _TITLE + 0.13 * max(title.count("\n") for title in self.titles)
 
     @property
     def height(self) -> float:
         """Of all of them, axis labels included."""
-        one = _TITLE + self.side * _TALL + _TICKS
+        one = self.head + self.side * _TALL + _TICKS
         return one + self.side + _FOOT if self.stacked else self.n * one + _FOOT
 
-    def draw(self, page: Page, library: Library, shown: Shown) -> None:
+    def draw(self, page: Page, shown: Shown) -> None:
         """Surfaces and contours, with one colour bar."""
         norm, top = panels.norm_of(shown.surfaces), 0.0
         mappable: Any = None
-        for index, (plane, surface) in enumerate(zip(shown.planes, shown.surfaces, strict=True)):
+        for index, surface in enumerate(shown.surfaces):
             fine = surface.fine(panels.FINE)
             tall, side = self.side * _TALL, self.side
             if self.stacked:
-                x, top, below = self.left + index * (side + _GAP), _TITLE, _TITLE + tall + _TICKS
+                x, top, below = self.left + index * (side + _GAP), self.head, self.head + tall + _TICKS
                 places = (x - 0.06, top, side + 0.12, tall), (x, below, side, side)
             else:
-                top = _TITLE + index * (_TITLE + tall + _TICKS)
+                top = self.head + index * (self.head + tall + _TICKS)
                 places = (-0.1, top, side + 0.52, tall + 0.06), (self.left, top, side, side)
             upper = page.axes(*places[0], projection="3d", computed_zorder=False)
             panels.surface(upper, fine, norm, small=not self.stacked)
-            page.text(places[0][0] + places[0][2] / 2, top - 0.04, title(library, plane))
+            page.text(places[0][0] + places[0][2] / 2, top - 0.04, self.titles[index])
             lower = page.axes(*places[1])
             last = self.stacked or index == self.n - 1
             left = index == 0 if self.stacked else None
             mappable = panels.contours(lower, fine, norm, left=left, below=last)
-        reach = (_TITLE + self.side * _TALL + _TICKS, self.side) if self.stacked else (_TITLE, top + self.side - _TITLE)
+        reach = (
+            (self.head + self.side * _TALL + _TICKS, self.side)
+            if self.stacked
+            else (self.head, top + self.side - self.head)
+        )
         bar = page.figure.colorbar(mappable, cax=page.axes(self.bar, reach[0], 0.09, reach[1]), label="loss")
         ticks = panels.levels(norm, 6)
         bar.set_ticks(ticks.tolist(), labels=[f"{level:.2g}" for level in ticks])

@@ -22,7 +22,7 @@ from analysis.style import Look, Settings, width
 
 _METRICS = {"tar": "greedy TAR", "alpha": "α = 1 − TV", "accuracy": "accuracy"}
 _LETTER = 0.056  # inches of a letter of a label
-_LEFT = 0.62  # inches left of a curve's axes
+_LEFT = 0.74  # inches left of a curve's axes
 _LONGEST = 24  # letters of a label's line
 
 
@@ -63,26 +63,27 @@ class Evidence(NamedTuple):
         """Scalars that any method has."""
         return [name for name in SCALARS if any(name in values for values in self.scalars.values())]
 
-    def rows(self, settings: Settings) -> list[Row]:
+    def rows(self, settings: Settings, labels: Mapping[Method, str]) -> list[Row]:
         """Curves, then scalars, as many side by side as the page holds."""
         pairs = ["difference"] if self.differences else []
         curves = ["loss", *pairs, *(what for what in self.profiles if what != "loss")]
         across, dots = (1, 2) if settings.columns == 1 else (2, 6)
-        tall = max(1.85, 0.6 + 0.13 * len(self.methods))
+        lines = sum(1 + label.count("\n") for label in wrapped(labels).values())
+        tall = max(1.85, 0.6 + panels.LINE * lines)
         rows = [
             Row(tuple(curves[i : i + across]), width(settings), tall, across) for i in range(0, len(curves), across)
         ]
         per_row = min(dots, len(self.names))
         for i in range(0, len(self.names), max(per_row, 1)):
             some = tuple(self.names[i : i + per_row])
-            rows.append(Row(some, width(settings), 0.75 + 0.17 * len(self.methods), per_row))
+            rows.append(Row(some, width(settings), 0.75 + max(0.17 * len(self.methods), panels.LINE * lines), per_row))
         return rows
 
     def draw(
         self, page: Page, top: float, rows: list[Row], looks: Mapping[Method, Look], labels: Mapping[Method, str]
     ) -> None:
         """Every row below the last, from `top` on."""
-        named = {method: textwrap.fill(labels[method], _LONGEST) for method in self.methods}
+        named = wrapped(labels)
         room = 0.12 + _LETTER * max(len(line) for label in named.values() for line in label.splitlines())
         for row in rows:
             dotted = row.panels[0] in SCALARS
@@ -135,6 +136,11 @@ class Evidence(NamedTuple):
                 for m, values in self.scalars.items()
             },
         }
+
+
+def wrapped(labels: Mapping[Method, str]) -> dict[Method, str]:
+    """Names in lines that leave room for what they name."""
+    return {method: textwrap.fill(label, _LONGEST) for method, label in labels.items()}
 
 
 def between(differences: Mapping[Method, tuple[Method, Profile]], labels: Mapping[Method, str]) -> str:

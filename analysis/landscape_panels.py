@@ -23,7 +23,7 @@ from selectkd_eval.stats import Estimate, Floats
 from selectkd_eval.surfaces import Surface
 
 FINE = 51  # points per axis after interpolation, for drawing only
-_LINE = 0.115  # inches between two labels at the ends of lines
+LINE = 0.125  # inches between two labels at the ends of lines
 
 
 class Page(NamedTuple):
@@ -173,16 +173,18 @@ def _labels(
     if not ends:
         return
     bottom, top = axis.get_ylim()
-    height = top - bottom
-    apart = _LINE / (axis.get_position(original=True).height * float(axis.get_figure(root=True).get_size_inches()[1]))  # type: ignore[union-attr]
+    page = axis.get_figure(root=True)
+    assert page is not None
+    line = LINE / (axis.get_position(original=True).height * float(page.get_size_inches()[1]))
     order = sorted(ends, key=lambda end: end[1])
-    places = [(y - bottom) / height for _, y, _ in order]
+    tall = [line * (1 + labels[method].count("\n")) for _, _, method in order]
+    places = [(y - bottom) / (top - bottom) for _, y, _ in order]
     for index in range(1, len(places)):
-        places[index] = max(places[index], places[index - 1] + apart)
+        places[index] = max(places[index], places[index - 1] + (tall[index] + tall[index - 1]) / 2)
     if (over := places[-1] - 1.0) > 0:  # what was pushed over the top comes down again, those below with it
         places[-1] -= over
         for index in reversed(range(len(places) - 1)):
-            places[index] = min(places[index], places[index + 1] - apart)
+            places[index] = min(places[index], places[index + 1] - (tall[index] + tall[index + 1]) / 2)
     for (x, y, method), place in zip(order, places, strict=True):
         axis.annotate(
             labels[method],
@@ -192,6 +194,7 @@ def _labels(
             va="center",
             ha="left",
             fontsize=7,
+            linespacing=1.0,
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
@@ -223,6 +226,7 @@ def dots(
     axis.grid(visible=True, axis="x")
     axis.grid(visible=False, axis="y")
     axis.locator_params(axis="x", nbins=3)
+    axis.ticklabel_format(axis="x", useOffset=False)
     axis.tick_params(axis="x", labelsize=6.5)
     axis.tick_params(axis="y", length=0)
 

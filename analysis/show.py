@@ -17,9 +17,10 @@ from analysis import pass_columns
 from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
-from selectkd_eval import measures, passk_table, speed_summary, surfaces, win_rates
+from selectkd_eval import flatness, measures, passk_table, speed_summary, surfaces, win_rates
 from selectkd_eval.records import Record, canonical, read
 from selectkd_eval.stats import Estimate
+from selectkd_eval.surfaces import Surface
 from selectkd_eval.terminal import visible
 from selectkd_eval.verbs import VERBS, ShowOptions, jsonable
 
@@ -88,13 +89,35 @@ def _speedup(record: Record) -> Iterator[str]:
 
 
 def _landscape(record: Record) -> Iterator[str]:
-    for index, card in enumerate(record.facts["students"]):
-        for seed in sorted({row["seed"] for row in record.good if row["student"] == index}):
-            surface = surfaces.surface(record.rows, index, seed)
-            radii, rises = surface.profile()
-            last = int(np.flatnonzero(np.isfinite(rises))[-1]) if np.isfinite(rises).any() else 0
-            at = f"rising by {number(rises[last], 4)} at distance {number(radii[last], 2)}" if last else "no rise known"
-            yield f"{card.get('name')}, directions {seed}: loss {number(surface.centre, 4)}, {at}"
+    facts = record.facts
+    if share := facts.get("share"):
+        yield f"share {share} of a landscape: its numbers come from all shares together, in figure and report"
+        return
+    yield f"radius {number(facts['radius'], 3)} of row norms, {facts.get('radius_rule') or 'as asked'}"
+    for index, card in enumerate(facts["students"]):
+        grid = [row for row in record.good if row.get("kind", "grid") == "grid" and row["student"] == index]
+        for seed in sorted({row["seed"] for row in grid}):
+            yield f"{card.get('name')}, directions {seed}: {_plane(surfaces.surface(record.rows, index, seed))}"
+        if found := flatness.scalars(record.rows, index):
+            parts = [f"{name} {_limits(estimate)}" for name, estimate in found.items()]
+            yield f"{card.get('name')}: {', '.join(parts)}; {next(iter(found.values())).method}"
+
+
+def _limits(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g}" + (f" [{estimate.low:.4g}, {estimate.high:.4g}]" if estimate.spread else "")
+
+
+def _plane(surface: Surface) -> str:
+    """Loss at the student, its rise halfway and at the edge, and how far the interpolation was off."""
+    radii, rises = surface.profile()
+    last = len(radii) - 1
+    rings = [ring for ring in sorted({(last + 1) // 2, last} - {0}) if np.isfinite(rises[ring])]
+    risen = " and ".join(f"{number(rises[ring], 4)} at distance {number(radii[ring], 2)}" for ring in rings)
+    said = f"loss {number(surface.centre, 4)}, {f'rising by {risen}' if rings else 'no rise known'}"
+    if not np.isfinite(surface.residual):
+        return said
+    share = f" ({100 * surface.residual / surface.range:.2g} % of its range)" if surface.range > 0 else ""
+    return f"{said}; interpolated, off by at most {surface.residual:.2g}{share} at {len(surface.errors)} points"
 
 
 def _train(record: Record) -> Iterator[str]:

@@ -110,7 +110,7 @@ def test_scalars_are_means_over_students_and_directions(tmp_path: Path) -> None:
 def test_the_words_follow_the_intervals(tmp_path: Path) -> None:
     measured(tmp_path)
     (line,) = lines(library(tmp_path))
-    assert line.startswith("Loss landscape: KD + Spec-k rises less than KD at distance 0.30 (−0.048")
+    assert line.startswith("Loss landscape: KD + Spec-k rises less than KD at distance 0.30 (−0.0479")
     assert "its curvature is smaller" in line
     assert line.endswith("(3 pairs of directions, 2 training seeds).")
     assert "better" not in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_every_verbs_number_is_shown(tmp_path: Path, kind: str) -> None:
         "train": lambda: (make.train(tmp_path, kd), "validation loss: 0."),
     }[kind]()
     assert said in shown(record)
+
+
+def test_a_landscape_shows_its_interpolation_and_scalars(tmp_path: Path) -> None:
+    kd = make.card("KD", 0)
+    text = shown(make.landscape(tmp_path, [kd], grid=5, directions=1, held_out=4, scalars=4))
+    assert "radius 0.500 of row norms, as asked" in text
+    # 3 (a^2 + .7 b^2 + .3 ab) over the ring of eight points one step of .25 from the student.
+    assert f"loss 0.2000, rising by {3 * 0.0625 * 1.7 * 6 / 8:.4f} at distance 0.30 and" in text
+    (off,) = re.findall(r"off by at most (\S+) \(\S+ % of its range\) at 4 points", text)
+    assert float(off) < 1e-12, "a cubic spline is exact on a quadratic bowl"
+    assert "KD-0: curvature 5.1 [" in text
+    assert "t over 4 directions" in text
+
+
+def test_a_share_of_a_landscape_has_no_number_of_its_own(tmp_path: Path) -> None:
+    text = shown(make.landscape(tmp_path, [make.card("KD", 0)], grid=5, share="1/2"))
+    assert "share 1/2 of a landscape" in text
+    assert "rising" not in text
 
 
 def test_an_unfinished_record_is_shown_without_a_number(tmp_path: Path) -> None:
