@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -138,14 +139,26 @@ class Plane:
         return torch.cat([tensors[name].to(self.master).flatten() for name in self.parameters])
 
     def direction(self, seed: int, axis: int) -> Tensor:
-        """One filter-normalised direction, flat; drawn from the masters, so that a moved model has the same."""
-        start, parts = 0, []
+        """One filter-normalised direction, flat; drawn from the masters, so that a moved model has the same.
+
+        Tensors are drawn side by side, on as many threads as torch has: each has a generator of its own.
+        """
+        direction, start = torch.empty_like(self.w0), 0
+        places: list[tuple[str, int]] = []
         for name, parameter in self.parameters.items():
-            weight = self.w0[start : start + parameter.numel()].view(parameter.shape)
-            drawn = noise(seed, axis, name, parameter.shape).to(weight)
-            parts.append(normalised(drawn, weight, self._rows[name]).flatten())
+            places.append((name, start))
             start += parameter.numel()
-        return torch.cat(parts)
+
+        def fill(place: tuple[str, int]) -> None:
+            name, first = place
+            shape = self.parameters[name].shape
+            part = slice(first, first + shape.numel())
+            weight = self.w0[part].view(shape)
+            direction[part] = normalised(noise(seed, axis, name, shape).to(weight), weight, self._rows[name]).flatten()
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+            list(workers.map(fill, places))
+        return direction
 
     @contextmanager
     def on(self) -> Iterator[Plane]:

@@ -90,7 +90,7 @@ def _summary(record: records.Writer, options: LandscapeOptions, walk: Walk, gain
 
 
 def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> list[str]:
-    rows, r = walk.rows(record), float(record.facts["radius"])
+    rows, r = records.read(record.path).rows, float(record.facts["radius"])
     radii = (r / 2, r)
     heads = ["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]
     table = [[*heads, "interpolation off by", "points", "s/point"]]

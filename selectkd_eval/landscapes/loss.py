@@ -56,6 +56,9 @@ class CommonLoss:
         cache_mb: float = 2048,
     ) -> None:
         self.text, self.vocabulary, self.metrics, self.k = list(text), vocabulary, tuple(metrics), k
+        # No mask where nothing is padded: attention is then plainly causal, which is faster. Looked at once, because
+        # looking waits for the device.
+        self.masks = [None if bool(batch.attention.all()) else batch.attention for batch in self.text]
         self.n_tokens = sum(len(batch.row) for batch in self.text)
         device = self.text[0].ids.device.type
         self.chunk = max(1, CHUNK.get(device, CHUNK["cuda"]) // vocabulary)
@@ -72,7 +75,7 @@ class CommonLoss:
         """``loss_sum`` and ``METRIC_sum`` of every metric, over all response tokens: what a point's row holds."""
         total = torch.zeros(1 + len(self.metrics), dtype=torch.float64, device=self.text[0].ids.device)
         for index, batch in enumerate(self.text):
-            for at, z in self._student(model, batch):
+            for at, z in self._student(model, index):
                 chunk = self._teacher.chunk(index, at)
                 total[0] += divergence(chunk, z).sum(dtype=torch.float64)
                 for place, values in enumerate(self._metrics(chunk, z, batch.targets[at]), start=1):
@@ -85,10 +88,10 @@ class CommonLoss:
 
     def means(self, model: Any) -> Iterator[Tensor]:
         """The mean loss in differentiable summands, one per batch, so that each can be differentiated and let go."""
-        for index, batch in enumerate(self.text):
+        for index in range(len(self.text)):
             yield (
                 torch.stack(
-                    [divergence(self._teacher.chunk(index, at), z).sum() for at, z in self._student(model, batch)]
+                    [divergence(self._teacher.chunk(index, at), z).sum() for at, z in self._student(model, index)]
                 ).sum()
                 / self.n_tokens
             )
@@ -100,22 +103,36 @@ class CommonLoss:
     def _metrics(self, chunk: Chunk, z: Tensor, targets: Tensor) -> Iterator[Tensor]:
         for name in self.metrics:
             if name == "tar":
-                yield top_k(chunk.p, z, self.k)  # ranks alone count, and the logarithm keeps them
+                yield top_k(chunk.p, z, self.k)  # compares ranks only, and those of p are those of log p
             elif name == "alpha":
                 yield 1 - (chunk.p - z.softmax(-1)).abs().sum(-1) / 2
             else:
                 yield z.argmax(-1) == targets
 
-    def _student(self, model: Any, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+    def _student(self, model: Any, index: int) -> Iterator[tuple[slice, Tensor]]:
         """The student's logits ``(C, V)`` in full precision, a chunk of response positions at a time."""
         if self.split(model):
-            head, hidden = head_of(model), last_hidden(model, batch)
-            for at in self.slices(len(batch.row)):
+            head, hidden = head_of(model), self.hidden(model, index)
+            for at in self.slices(len(hidden)):
                 yield at, head.logits(hidden[at], self.vocabulary)
         else:
-            logits = last_logits(model, batch, self.vocabulary)
-            for at in self.slices(len(batch.row)):
+            logits = self.logits(model, index)
+            for at in self.slices(len(logits)):
                 yield at, full(logits[at])
+
+    def hidden(self, model: Any, index: int) -> Tensor:
+        """Last hidden states ``(N, H)`` at the positions of one batch that predict response tokens."""
+        batch = self.text[index]
+        states = hidden_states(model, input_ids=batch.ids, attention_mask=self.masks[index])
+        return states[batch.row, batch.position]
+
+    def logits(self, model: Any, index: int) -> Tensor:
+        """The model's own logits ``(N, vocabulary)`` there, in its own precision."""
+        batch = self.text[index]
+        used, place = batch.position.unique(return_inverse=True)
+        inputs = {"input_ids": batch.ids, "attention_mask": self.masks[index], "logits_to_keep": used}
+        logits = model(**inputs, use_cache=False).logits
+        return torch.as_tensor(logits[batch.row, place, : self.vocabulary])
 
     def split(self, model: Any) -> bool:
         """Whether hidden states and head give this model's own logits, tried once per model on real tokens."""
@@ -143,12 +160,12 @@ class _Teacher:
                 "hidden states do not explain its logits: give a larger --cache-mb, or fewer --sequences"
             )
         with torch.no_grad():
-            for batch in loss.text:
+            for index in range(len(loss.text)):
                 if fits:
-                    logits = last_logits(model, batch, loss.vocabulary)
+                    logits = loss.logits(model, index)
                     self.cached.append(_join([described(full(logits[at])) for at in loss.slices(len(logits))]))
                 else:
-                    self.hidden.append(last_hidden(model, batch))
+                    self.hidden.append(loss.hidden(model, index))
         if not fits:
             self.head = head_of(model)
             self.head = Head(self.head.weight.detach(), self.head.bias, self.head.softcap, self.head.scale)
@@ -180,18 +197,6 @@ def divergence(chunk: Chunk, z: Tensor) -> Tensor:
     return chunk.negentropy - products.sum(-1)
 
 
-def last_hidden(model: Any, batch: Batch) -> Tensor:
-    """Last hidden states ``(N, H)`` at the positions that predict response tokens."""
-    return hidden_states(model, input_ids=batch.ids, attention_mask=_mask(batch))[batch.row, batch.position]
-
-
-def last_logits(model: Any, batch: Batch, vocabulary: int) -> Tensor:
-    """The model's own logits ``(N, vocabulary)`` there, in its own precision."""
-    used, place = batch.position.unique(return_inverse=True)
-    logits = model(input_ids=batch.ids, attention_mask=_mask(batch), use_cache=False, logits_to_keep=used).logits
-    return torch.as_tensor(logits[batch.row, place, :vocabulary])
-
-
 def teacher_digest(model: Any, tokens: str, vocabulary: int) -> str:
     """sha256 of what the teacher's answers are made of: its weights, the tokens and the common vocabulary.
 
@@ -204,11 +209,6 @@ def teacher_digest(model: Any, tokens: str, vocabulary: int) -> str:
 def full(z: Tensor) -> Tensor:
     """Half precision as fp32; fp32 and fp64 as they are."""
     return z if z.dtype == torch.float64 else z.float()
-
-
-def _mask(batch: Batch) -> Tensor | None:
-    """No mask where nothing is padded: attention is then plainly causal, which is faster."""
-    return None if bool(batch.attention.all()) else batch.attention
 
 
 def _join(chunks: Sequence[Chunk]) -> Chunk:

@@ -53,8 +53,10 @@ class Walk:
 
     @cached_property
     def loss(self) -> loss.CommonLoss:
-        """Made when it is first asked: a finished record needs no teacher."""
-        return loss.CommonLoss(
+        """Made when it is first asked: a finished record needs no teacher. Students must not be moved by then, for it
+        is on their own weights that their heads are tried.
+        """
+        common = loss.CommonLoss(
             self.teacher.model,
             self.text,
             self.vocabulary,
@@ -62,6 +64,10 @@ class Walk:
             k=self.options.k,
             cache_mb=self.options.cache_mb,
         )
+        for student in self.students:
+            common.split(student.model)
+        self.teacher.model.to("cpu")  # what is kept of it stays where it was made
+        return common
 
     @property
     def kept(self) -> str:
@@ -107,6 +113,7 @@ class Walk:
                 continue
             if begun.header["inputs"] == inputs:
                 return Radius(float(begun.facts["radius"]), str(begun.facts["radius_rule"])), []
+        common = self.loss
         planes = [(index, seed) for seed in seeds(self.options) for index in range(len(self.students))]
         bar = tqdm(desc="landscape radius", unit="point", disable=None)
 
@@ -116,7 +123,7 @@ class Walk:
                 with torch.no_grad(), self.plane(index, seed).on() as plane:
                     for a, b in places:
                         plane.move(a, b)
-                        found.append(self.loss.loss(plane.model))
+                        found.append(common.loss(plane.model))
                         bar.update()
                 return found
 
@@ -143,14 +150,12 @@ class Walk:
 
     def measure(self, record: records.Writer, probes: Sequence[Probed]) -> None:
         """Every row that the record lacks: probes, planes, refinement, scalars."""
-        r = float(record.facts["radius"])
+        r, n_tokens = float(record.facts["radius"]), self.loss.n_tokens
         for index, seed, a, b, value in probes:
             key = f"probe/{index}/{seed}/{a:g}/{b:g}"
             if key not in record.done:
                 place = {"kind": "probe", "student": index, "seed": seed, "a": a, "b": b}
-                self._write(
-                    record, key, place, {"loss_sum": value * self.loss.n_tokens, "n_tokens": self.loss.n_tokens}
-                )
+                self._write(record, key, place, {"loss_sum": value * n_tokens, "n_tokens": n_tokens})
         options = self.options
         for seed in seeds(options):
             chosen = points.grid_points(r, options.grid) + points.held_out_points(r, options.held_out, seed)
@@ -181,7 +186,7 @@ class Walk:
         within: list[Point] = []
         every = range(len(self.students))
         for level in range(1, surfaces.LEVELS + 1):
-            rows = self.rows(record)
+            rows = [*record.done.values(), *self._failed]  # the failed ones too: the axes keep their length
             try:
                 now = [_up_to(rows, index, seed, level - 1) for index in every]
             except InputError:  # not one point of a student is finite
@@ -189,10 +194,6 @@ class Walk:
             within = points.refined_points(now, options.tolerance, r, options.grid, level, within)
             for index in every:
                 self._points(record, index, seed, within)
-
-    def rows(self, record: records.Writer) -> list[dict[str, Any]]:
-        """All rows, those without a finite loss among them: the axes keep their length."""
-        return [*record.done.values(), *self._failed]
 
     def _write(self, record: records.Writer, key: str, place: dict[str, Any], sums: dict[str, float]) -> None:
         """One row: sums, or an error where the loss is not finite."""
@@ -206,6 +207,7 @@ class Walk:
     def _scalars(self, record: records.Writer, r: float) -> None:
         """The numbers beside the pictures, in float32 whatever the planes were measured in."""
         options = self.options
+        self._planes.clear()
         for index, student in enumerate(self.students):
             keys = curvature.keys(index, options.scalars) + (hessian.keys(index) if options.hessian else [])
             mine = {key for place, key in enumerate(keys) if place % self.shares == self.share} - set(record.done)
