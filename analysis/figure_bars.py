@@ -21,6 +21,7 @@ from analysis.load import Library, Method
 from analysis.rates import WORDS, Panel, Rate, as_data, grid_of, in_words, judges, panels
 from analysis.style import ERROR, INK, Drawing, Look, Settings, look, point, reach, width
 from analysis.table_ir import number
+from selectkd_eval.errors import InputError
 
 _WIDE = 0.29  # inches of a bar's place in which a number lies flat
 _NARROW = 0.2  # where it still stands upright; panels with narrower bars go below each other
@@ -37,6 +38,10 @@ class Sizes(NamedTuple):
 def rates(library: Library, kind: Literal["passk", "winrate"], settings: Settings) -> Drawing:
     """Grouped bars of pass@1 or of win rates, one panel per column, with the paired differences below."""
     found = panels(grid_of(library, kind, settings.resamples))
+    if not found:
+        raise InputError(
+            f"the {kind} figure has nothing to draw: every row of its records failed or ended in a tie; measure more"
+        )
     if settings.style == "dots":
         return figure_dots.rates(found, kind, settings)
     sizes = _sizes(found, width(settings))
