@@ -137,9 +137,8 @@ def _curves(axes: list[Axes], found: Sequence[Record], label: str, data: dict[st
         first.sharex(second)
         first.tick_params(axis="x", labelbottom=False)
     first.spines["left"].set_color(LOSS)
-    second.set_xlabel("optimiser step")
-    first.set_xlabel("" if len(axes) == 2 else "optimiser step")
-    second.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[-1].set_xlabel("optimiser step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     falls = np.flatnonzero(np.diff(rate.mean) < 0) + 1
     second.plot(rate.steps[falls], rate.mean[falls], "v", markersize=8, markerfacecolor="none", color=INK, zorder=4)
     times = f"{len(falls)} of {len(rate.steps) - 1}"
