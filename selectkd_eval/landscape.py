@@ -94,12 +94,14 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
     radii = (r / 2, r)
     heads = ["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]
     table = [[*heads, "interpolation off by", "points", "s/point"]]
+    known = []  # students with a finite loss somewhere
     for index, student in enumerate(walk.students):
         try:
             planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
         except InputError:
             table.append([student.card.method, *["–"] * 6])
             continue
+        known.append(index)
         cells = [f"{planes[0].centre:.4f}", *(_spread(planes, radius) for radius in radii)]
         off = [plane.residual / plane.range for plane in planes if plane.range > 0 and np.isfinite(plane.residual)]
         spent = walk.seconds[index]
@@ -107,15 +109,24 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         table.append([student.card.method, *cells, f"{np.mean(spent):.3g}" if spent else "–"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
-    for index, student in enumerate(walk.students):
+    for index in known:
         found = flatness.scalars(rows, index)
         parts = [
             f"{name} {value.value:.4g}" + (f" [{value.low:.4g}, {value.high:.4g}]" if value.low < value.high else "")
             for name, value in found.items()
         ]
+        parts += [_metric(rows, index, name, options, r) for name in options.metric]
         if parts:
-            lines.append(f"{student.card.method}: {', '.join(parts)}")
+            lines.append(f"{walk.students[index].card.method}: {', '.join(parts)}")
     return lines
+
+
+def _metric(rows: Sequence[Any], index: int, name: str, options: LandscapeOptions, radius: float) -> str:
+    """A metric at the student and at the plane's edge, a mean over direction seeds."""
+    planes = [surfaces.surface(rows, index, seed, name) for seed in seeds(options)]
+    there = [plane.centre + rise for plane in planes if (rise := _rise(plane, radius)) is not None]
+    edge = f"{np.mean(there):.3f}" if there else "–"
+    return f"{name} {planes[0].centre:.3f} at the centre and {edge} at |r| = {radius:g}"
 
 
 def _spread(planes: Sequence[surfaces.Surface], radius: float) -> str:

@@ -152,13 +152,14 @@ def test_the_automatic_radius_reaches_the_rise_on_the_axes(tiny_pair, tmp_path):
     assert record.facts["radius"] == float(f"{record.facts['radius']:.1e}"), "two digits"
 
 
-def test_metrics_and_bf16_have_surfaces_near_those_of_fp32(tiny_pair, tmp_path):
+def test_metrics_and_bf16_have_surfaces_near_those_of_fp32(tiny_pair, tmp_path, capsys):
     found = {}
     for dtype in ("float32", "bfloat16"):
         given = options(tiny_pair, tmp_path / dtype, metric=("tar", "alpha", "accuracy"), dtype=dtype, radius=0.3)
         landscape.run(given)
         rows = only_record(tmp_path / dtype).rows
         found[dtype] = {what: surfaces.surface(rows, 0, 0, what).loss for what in ("loss", "tar", "alpha", "accuracy")}
+    assert f"alpha {found['bfloat16']['alpha'][2, 2]:.3f} at the centre and " in capsys.readouterr().out
     for what in ("loss", "alpha"):
         exact, half = found["float32"][what], found["bfloat16"][what]
         assert 0 < abs(exact - half).max() < 0.02 * exact.max()
@@ -188,6 +189,17 @@ def test_a_loss_that_is_not_finite_is_an_error_row_and_costs_only_its_cells(tiny
     assert surface.a.tolist() == surface.b.tolist() and len(surface.a) == 7 * surface.stride - surface.stride + 1
     assert surface.measured[:: surface.stride, :: surface.stride].sum() == 49 - len(bad)
     assert "–" in capsys.readouterr().out, "the rise at the edge is not known"
+
+
+def test_a_student_without_one_finite_loss_is_dashes(tiny_pair, untied, tmp_path, capsys):
+    loaded = pair.load_model(untied)
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] = torch.nan
+    name = saved(loaded.model, loaded.tokenizer, tmp_path / "broken")
+    landscape.run(options(tiny_pair, tmp_path / "out", student=(name,), metric=("alpha",), held_out=2, grid=3))
+    record = only_record(tmp_path / "out")
+    assert not record.good and len(record.failed) == 9 + 2
+    assert capsys.readouterr().out.splitlines()[1].split()[1:] == ["–"] * 6
 
 
 # ---- one function, one landscape (reference: what filter normalisation alone does not undo) --------------------------

@@ -65,7 +65,7 @@ def test_the_aim_is_no_higher_than_knowing_nothing():
 def test_a_loss_that_never_rises_so_far_is_said_to(scale):
     found = automatic([bowl(scale)], 1.0, V)
     assert found.value == FALLBACK
-    assert "does not cross 1 nats between 0.25 and 8" in found.rule
+    assert "does not cross 1 nat between 0.25 and 8" in found.rule
 
 
 def test_a_loss_that_is_not_finite_counts_as_high():

@@ -60,14 +60,16 @@ def automatic(planes: Sequence[Probe], rise: float, vocabulary: int) -> Radius:
                 rises[r] = rises.get(r, 0.0) + (gain if math.isfinite(gain) else math.inf) / len(planes)
         rungs = _more(rises, aim)
     value = _crossing(rises, aim)
+    words = f"{aim:.3g} nat{'' if aim == 1 else 's'}"
+    over = f"{len(planes)} plane{'' if len(planes) == 1 else 's'}"
     capped = f" (log V - L0; {rise:g} asked)" if aim < rise else ""
     if value is None:
         where = f"between {min(rises):g} and {max(rises):g}"
-        rule = f"{FALLBACK:g}, because the mean rise does not cross {aim:.3g} nats{capped} {where}"
+        rule = f"{FALLBACK:g}, because the mean rise does not cross {words}{capped} {where}"
         return Radius(FALLBACK, rule, tuple(probes))
     return Radius(
         value,
-        f"where the mean rise along both axes over {len(planes)} planes is {aim:.3g} nats{capped}, to two digits",
+        f"where the mean rise along both axes over {over} is {words}{capped}, to two digits",
         tuple(probes),
     )
 
