@@ -93,6 +93,10 @@ def _shown(grid: Grid, settings: Settings) -> Shown:
     groups: dict[Any, list[Panel]] = defaultdict(list)
     for panel in every:
         groups[_without(panel, _OF_JUDGES)].append(panel)
+    if not groups:
+        raise InputError(
+            "the judges figure has nothing to draw: every verdict failed or is a tie; judge more, or by another judge"
+        )
     most = max(groups.values(), key=len)
     by_judge = len(most) > 1
     if not by_judge:
