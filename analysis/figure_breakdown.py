@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from analysis.acceptance import WHAT, Breakdown, TarSet, tar_sets
+from analysis.fitting import ticks
 from analysis.load import Library, Method
 from analysis.method_legend import lines, method_legend
 from analysis.style import ERROR, Drawing, Look, Settings, ink, told_apart, width
@@ -128,9 +129,10 @@ def _shares(axis: Axes, by: str, part: Breakdown, numbers: dict[Method, dict[str
         range(len(bins)), [100 * shares[at] for at in bins], width=0.7, color="#bbbbbb", edgecolor="#222222", lw=0.5
     )
     names = labels(by, part.edges)
-    axis.set_xticks(
-        range(len(bins)), [names[at] for at in bins], fontsize=6.5, rotation=30 if len(bins) > 8 else 0, ha="center"
-    )
+    figure: Any = axis.figure
+    # The layout leaves about that much of an axis' place beside its labels.
+    unit = 0.85 * axis.get_position().width * float(figure.get_size_inches()[0]) / len(bins)
+    ticks(axis, range(len(bins)), [names[at] for at in bins], unit, 6.5)
     axis.set_xlim(-0.5, len(bins) - 0.5)
     axis.set_ylabel("tokens (%)")
     axis.set_xlabel(KINDS[by])

@@ -29,7 +29,7 @@ def curves(library: Library, settings: Settings) -> Drawing:
     """One number of every method over its training, with bands over seeds and names at the ends."""
     found = progress(library, settings.resamples)
     methods = sorted(found.lines, key=lambda method: method.order)
-    names = {method: library.label(method, methods) for method in methods}
+    names = {method: library.label(method, [*methods, *found.left_out]) for method in methods}
     styles = looks(methods)
     longest = max(inches(name, 7) for name in names.values())
     direct = longest < _SHARE * width(settings)
@@ -49,13 +49,8 @@ def curves(library: Library, settings: Settings) -> Drawing:
         handles = [Line2D([], [], color=ink(s), linestyle=s.line, marker=s.marker) for s in styles.values()]
         figure.legend(handles, list(names.values()), loc="outside lower center", ncols=columns)
     data = {names[method]: plain(found.lines[method]) for method in methods}
-    return Drawing(
-        "curves",
-        figure,
-        _caption(found, same, [library.label(method) for method in found.left_out]),
-        _words(found, names),
-        data,
-    )
+    others = [library.label(method, [*methods, *found.left_out]) for method in found.left_out]
+    return Drawing("curves", figure, _caption(found, same, others), _words(found, names), data)
 
 
 def line(axis: Axes, found: Line, style: Look) -> None:

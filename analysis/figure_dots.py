@@ -7,7 +7,9 @@ for the paper's Figure 1 in the form `--style dots`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -80,13 +82,12 @@ def _row(down: int, rows: float) -> float:
 
 
 def _places(methods: Sequence[Method]) -> list[float]:
-    """y of every row, downwards; a family's rows stand closer."""
-    found: list[float] = []
-    family = None
-    for method in methods:
-        mine = method.family
-        found.append(found[-1] - (1.0 if mine == family else 1.35) if found else 0.0)
-        family = mine
+    """y of every row, downwards; a gap before and after a family of several rows."""
+    sizes = Counter(method.family for method in methods)
+    found = [0.0]
+    for before, method in pairwise(methods):
+        apart = before.family != method.family and max(sizes[before.family], sizes[method.family]) > 1
+        found.append(found[-1] - (1.35 if apart else 1.0))
     return found
 
 

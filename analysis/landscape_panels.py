@@ -52,9 +52,10 @@ class Page(NamedTuple):
 
 
 def norm_of(surfaces: Sequence[Surface]) -> LogNorm:
-    """One logarithmic scale from the lowest to the highest measured loss of all."""
-    low = max(min(float(np.nanmin(surface.loss)) for surface in surfaces), 1e-6)
-    high = max(float(np.nanmax(surface.loss)) for surface in surfaces)
+    """One logarithmic scale from the lowest to the highest loss measured of all, off the grid too."""
+    seen = [np.concatenate([surface.loss.ravel(), surface.held_out[:, 2]]) for surface in surfaces]
+    low = max(min(float(np.nanmin(values)) for values in seen), 1e-6)
+    high = max(float(np.nanmax(values)) for values in seen)
     return LogNorm(low, max(high, low * 1.01))
 
 
@@ -93,7 +94,7 @@ def surface(axis: Any, fine: Surface, norm: LogNorm, *, small: bool) -> None:
     for side in (axis.xaxis, axis.yaxis, axis.zaxis):
         side.set_pane_color((1, 1, 1, 1))
         side._axinfo["grid"].update(color="#e0e0e0", linewidth=0.4)  # mplot3d has no public setting for it
-    axis.tick_params(pad=-3, labelsize=5.5 if small else 6)
+    axis.tick_params(pad=-3, labelsize=6)
     axis.zaxis.set_tick_params(pad=-1)  # its labels stand beside the axis, not below it
     axis.locator_params(nbins=3)
     if small:
@@ -108,10 +109,12 @@ def contours(axis: Axes, fine: Surface, norm: LogNorm, *, left: bool | None, bel
     """Filled contours with labelled lines, a star at the student; returns what a colour bar needs. `left`, `below`:
     whether the axis' labels stand there, or at another picture; None: its name without numbers.
     """
-    filled = axis.contourf(fine.a, fine.b, fine.loss.T, levels=levels(norm, 24), cmap="viridis", norm=norm)
+    # Below the lowest level nothing would be filled.
+    z = np.clip(fine.loss.T, norm.vmin, norm.vmax)
+    filled = axis.contourf(fine.a, fine.b, z, levels=levels(norm, 24), cmap="viridis", norm=norm)
     filled.set_rasterized(True)
-    lines = axis.contour(fine.a, fine.b, fine.loss.T, levels=levels(norm, 8)[1:-1], colors="white", linewidths=0.6)
-    axis.clabel(lines, fontsize=5.5, fmt="%.2g")
+    lines = axis.contour(fine.a, fine.b, z, levels=levels(norm, 8)[1:-1], colors="white", linewidths=0.6)
+    axis.clabel(lines, fontsize=6, fmt="%.2g")
     axis.plot(0, 0, "*", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=8)
     axis.set_aspect("equal")
     axis.grid(visible=False)
@@ -219,6 +222,7 @@ def dots(
         if len(scalar.students) > 1:
             at = np.full(len(scalar.students), place - 0.28)
             axis.plot(scalar.students, at, "|", color=ink(looks[method]), markersize=4, markeredgewidth=0.7)
+    axis.margins(x=0.12)
     axis.set_ylim(-0.6, len(order) - 0.4)
     axis.set_yticks(range(len(order)), [""] * len(order))
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -390,5 +390,19 @@ def everything(out: Path, seeds: tuple[int, ...] = (0, 1, 2), n: int = 60) -> Pa
     return out
 
 
+def teachers(out: Path, seeds: tuple[int, ...] = (0, 1, 2), n: int = 60) -> Path:
+    """Students of three teachers by two methods, of which one loses with the largest, and the student alone."""
+    passk(out, card("Start"), n)
+    for rank, size in enumerate((1_500_000_000, 7_000_000_000, 72_000_000_000)):
+        teacher = card("Teacher") | {"name": f"teacher-{size}", "fingerprint": f"teacher-{size}", "parameters": size}
+        for method, skill in (("KD", (0.6, 0.7, 0.55)[rank]), ("KD + Spec-k", 0.6 + 0.08 * rank)):
+            for seed in seeds:
+                name = f"students/{method}-{size}-{seed}"
+                student = card(method, seed, teacher=teacher["fingerprint"]) | {"name": name}
+                train(out, student, teacher=teacher)
+                passk(out, student, n, skill=skill)
+    return out
+
+
 def _kind(model: dict[str, Any]) -> str:
     return {"embedded:teacher": "Teacher", "embedded:student": "Start"}.get(model["name"], model["method"])
