@@ -21,6 +21,7 @@ from PIL import Image
 from analysis import style
 from analysis.figure_landscape import quality, typical
 from analysis.figures import draw
+from analysis.landscape_panels import FINE, levels, norm_of
 from analysis.landscapes import landscapes
 from analysis.load import Library, library
 from analysis.style import Drawing, Settings
@@ -161,6 +162,21 @@ def test_lines_and_dots_are_told_apart_in_grey(full: Library, drawings: dict[int
     low, high = (matplotlib.colormaps["viridis"](end)[:3] for end in (0.0, 1.0))
     grey = [float(np.dot(colour, (0.2126, 0.7152, 0.0722))) for colour in (low, high)]
     assert grey[1] - grey[0] > 0.6
+
+
+def test_a_held_out_point_below_the_grid_leaves_no_hole(tmp_path: Path) -> None:
+    """The bowl's bottom lies between the grid's points, where only a held-out point and the spline are."""
+
+    def beside(student: int, a: float, b: float) -> float:
+        return 0.1 + 4 * ((a - 0.12) ** 2 + (b + 0.12) ** 2)
+
+    make.landscape(tmp_path, [make.card("KD", 0)], grid=5, directions=1, loss=beside, held_out=40)
+    (surface,) = typical(landscapes(library(tmp_path))).surfaces
+    fine = surface.fine(FINE)
+    assert fine.loss.min() < surface.loss.min(), "the case at hand"
+    norm = norm_of([surface])
+    assert norm.vmin == pytest.approx(fine.loss.min())
+    assert levels(norm, 24)[0] <= fine.loss.min(), "below the lowest level nothing is filled"
 
 
 def test_quality_is_unknown_without_held_out_points() -> None:
