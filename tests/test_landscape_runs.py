@@ -1,4 +1,4 @@
-"""A landscape that is killed, interrupted, shared or run again: no point is measured twice and the rows are the same."""
+"""A landscape that is killed, interrupted, shared or run again: no point is measured twice, the rows are the same."""
 
 from __future__ import annotations
 
