@@ -150,6 +150,33 @@ def test_dragging_keys_zoom_and_reset_change_the_picture(browser: Browser, page:
 
 
 @needs_chromium
+def test_one_finger_turns_and_two_zoom(browser: Browser, page: Path) -> None:
+    tab = Tab(browser, page)
+    tab.wait(f"{PIXELS}[0] > 0.1")
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    first, share = tab.run(PIXELS)[1], tab.run(PIXELS)[0]
+    x, y = tab.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({CANVAS}.getBoundingClientRect())")
+
+    def touch(kind: str, *fingers: float) -> None:
+        points = [{"x": x + at, "y": y, "id": number} for number, at in enumerate(fingers)]
+        tab.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+    touch("touchStart", 0)
+    for step in (20, 40, 60):
+        touch("touchMove", step)
+    touch("touchEnd")
+    tab.wait(f"{PIXELS}[1] !== {first}")
+    turned = tab.run(PIXELS)[1]
+    touch("touchStart", -30, 30)
+    for step in (40, 60, 80):
+        touch("touchMove", -step, step)
+    touch("touchEnd")
+    tab.wait(f"{PIXELS}[1] !== {turned} && {PIXELS}[0] > {share}")
+    assert tab.complaints == []
+    tab.close()
+
+
+@needs_chromium
 def test_another_student_is_another_picture_and_another_text(browser: Browser, page: Path) -> None:
     tab = Tab(browser, page)
     tab.wait(f"{PIXELS}[0] > 0.1")
