@@ -86,9 +86,7 @@ def test_a_verdict_names_the_judge_the_place_and_whom_the_candidate_was_set_agai
 def test_a_program_keeps_its_fate_and_what_it_printed(tmp_path: Path) -> None:
     rows = [
         make.program_row("mbpp", "1", "pass"),
-        make.program_row(
-            "mbpp", "2", "timeout", other="pass", output="Traceback: too slow", completion="def f(): loop"
-        ),
+        make.program_row("mbpp", "2", "timeout", other="pass", output="too slow", completion="def f(): loop"),
         {"key": "mbpp/3/0/0", "task": "mbpp", "problem": "3", "seed": 0, "sample": 0, "error": "the server is gone"},
     ]
     facts = make.passk_facts(KD, {"mbpp": make.task_facts("mbpp", "code")})

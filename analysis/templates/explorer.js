@@ -95,7 +95,8 @@
   };
 
   function filter() {
-    const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const asked = $("search").value.toLowerCase().match(/"[^"]+"|\S+/g) || []; // words, or "a phrase"
+    const words = asked.map((word) => word.replace(/^"(.+)"$/, "$1"));
     const [task, fate] = [$("task").value, $("fate").value];
     const [one, two] = [members($("model").value), members($("other").value)];
     const compared = $("other").value !== "";
