@@ -79,7 +79,7 @@ class Landscapes:
 
 
 @dataclass
-class _Part:
+class Part:
     """One whole landscape: the facts and rows of a record, or of all the shares of one."""
 
     facts: dict[str, Any]
@@ -117,9 +117,9 @@ def differences(landscapes: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
     return found
 
 
-def whole(found: Sequence[Record]) -> list[_Part]:
+def whole(found: Sequence[Record]) -> list[Part]:
     """Records as whole landscapes, shares put together; InputError where one is missing or does not belong."""
-    parts = [_Part(record.facts, record.rows, [record.path.name]) for record in found if not record.facts.get("share")]
+    parts = [Part(record.facts, record.rows, [record.path.name]) for record in found if not record.facts.get("share")]
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in found:
         if share := record.facts.get("share"):
@@ -129,7 +129,7 @@ def whole(found: Sequence[Record]) -> list[_Part]:
     return sorted([*parts, *(_merged(group) for group in groups.values())], key=lambda part: part.names)
 
 
-def _merged(shares: Sequence[Record]) -> _Part:
+def _merged(shares: Sequence[Record]) -> Part:
     """The shares of one landscape as one."""
     held: dict[int, list[Record]] = defaultdict(list)
     for record in shares:
@@ -153,7 +153,7 @@ def _merged(shares: Sequence[Record]) -> _Part:
         for row in held[share][0].rows:
             rows.setdefault(row["key"], row)
     first = held[min(held)][0].facts
-    return _Part({**first, "share": ""}, list(rows.values()), names)
+    return Part({**first, "share": ""}, list(rows.values()), names)
 
 
 def _apart(shares: Sequence[Record]) -> list[str]:
@@ -176,12 +176,12 @@ def _apart(shares: Sequence[Record]) -> list[str]:
     return found
 
 
-def _joined(library: Library, parts: Sequence[_Part]) -> Landscapes:
+def _joined(library: Library, parts: Sequence[Part]) -> Landscapes:
     """One plane per student, whichever records its surfaces lie in."""
     cards: dict[str, Card] = {}
     rows: list[Row] = []
     seen: set[tuple[str, str]] = set()
-    scalars: dict[str, _Part] = {}
+    scalars: dict[str, Part] = {}
     for part in parts:
         for index, card in enumerate(part.facts["students"]):
             student = str(card.get("fingerprint"))
