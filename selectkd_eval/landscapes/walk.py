@@ -186,7 +186,7 @@ class Walk:
         within: list[Point] = []
         every = range(len(self.students))
         for level in range(1, surfaces.LEVELS + 1):
-            rows = [*record.done.values(), *self._failed]  # the failed ones too: the axes keep their length
+            rows = self.rows(record)
             try:
                 now = [_up_to(rows, index, seed, level - 1) for index in every]
             except InputError:  # not one point of a student is finite
@@ -194,6 +194,10 @@ class Walk:
             within = points.refined_points(now, options.tolerance, r, options.grid, level, within)
             for index in every:
                 self._points(record, index, seed, within)
+
+    def rows(self, record: records.Writer) -> list[dict[str, Any]]:
+        """All rows, those without a finite loss among them: the axes keep their length."""
+        return [*record.done.values(), *self._failed]
 
     def _write(self, record: records.Writer, key: str, place: dict[str, Any], sums: dict[str, float]) -> None:
         """One row: sums, or an error where the loss is not finite."""
