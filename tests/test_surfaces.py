@@ -172,6 +172,17 @@ def test_refinement_takes_down_the_residual_of_a_sharp_surface_with_few_points()
     assert np.allclose(last.profile()[1], steps[0][0].profile()[1])
 
 
+def test_a_cell_is_in_doubt_where_the_true_error_is_and_not_where_the_surface_is_merely_steep():
+    assert surfaces.surface(lay(lambda a, b: 9 * (a + b) ** 2 + a * a), 0, 0).doubt().max() < 1e-9
+    doubt = surfaces.surface(lay(ridge), 0, 0).doubt()
+    assert np.unravel_index(doubt.argmax(), doubt.shape) == (7, 7)  # the cell from .4 to .6, where the bump is
+    rows = lay(ridge)
+    del rows[5 * 11 + 5]["loss_sum"]
+    rows[5 * 11 + 5]["error"] = "not finite"
+    around = surfaces.surface(rows, 0, 0).doubt()
+    assert np.argwhere(np.isnan(around)).tolist() == [[4, 4], [4, 5], [5, 4], [5, 5]]
+
+
 def test_a_smooth_surface_is_not_refined():
     for function in (lambda a, b: 1 + a * a + b * b, lambda a, b: 0 * a):
         steps, chosen = refine([function])

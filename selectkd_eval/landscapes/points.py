@@ -1,4 +1,4 @@
-"""Which points of the planes are measured? The grid, points off the grid, further points where the surface bends.
+"""Which points of the planes are measured? The grid, points off the grid, further points where the interpolation is in doubt.
 
 All of it is a function of the options and of what was measured, never of the order or the device: so a killed run goes
 on where it was, and shares of one landscape fit together without knowing of each other.
@@ -15,7 +15,7 @@ import numpy as np
 from selectkd_eval.errors import InputError
 from selectkd_eval.surfaces import LEVELS, QUARTERS, Surface
 
-REFINED = 0.25  # of the cells that may be halved at a level, those where the spline bends most
+REFINED = 0.25  # of the cells that may be halved at a level, those where the spline is most in doubt
 
 
 class Point(NamedTuple):
@@ -66,19 +66,19 @@ def refined_points(
     """The further points of `level` (from 1) for one direction seed: none when the interpolation is good enough.
 
     Good enough: at the held-out points no student's surface is off by more than `tolerance` of its range. Otherwise the
-    cells where some student's spline is farthest from the bilinear patch, in ranges, are halved for all students. From
+    cells where some student's spline is most in doubt (`Surface.doubt`), in ranges, are halved for all students. From
     the second level on, only cells beside a point of the level before (`within`) may be.
     """
     off = [surface.residual / surface.range for surface in surfaces if surface.range > 0]
     if level > LEVELS or not off or not any(value > tolerance for value in off):
         return []
-    bend = np.max([np.nan_to_num(surface.curviness() / surface.range, nan=-1.0) for surface in surfaces], axis=0)
+    doubt = np.max([np.nan_to_num(surface.doubt() / surface.range, nan=-1.0) for surface in surfaces], axis=0)
     step = QUARTERS // 2**level  # quarters of a grid cell between points of this level
     if level > 1:
-        bend = np.where(_beside(bend.shape, within, step * 2), bend, -1.0)
-    order = np.argsort(-bend, axis=None, kind="stable")
-    able = int((bend > 0).sum())
-    cells = [divmod(int(cell), bend.shape[1]) for cell in order[: max(1, round(REFINED * able))] if able]
+        doubt = np.where(_beside(doubt.shape, within, step * 2), doubt, -1.0)
+    order = np.argsort(-doubt, axis=None, kind="stable")
+    able = int((doubt > 0).sum())
+    cells = [divmod(int(cell), doubt.shape[1]) for cell in order[: max(1, round(REFINED * able))] if able]
     places = sorted({(2 * i + di, 2 * j + dj) for i, j in cells for di, dj in _MIDPOINTS})
     axis = coordinates(radius, QUARTERS * (grid - 1) + 1)
     return [

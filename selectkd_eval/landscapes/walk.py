@@ -1,7 +1,7 @@
 """The way through a landscape's points: every row that a record lacks, in an order that a killed run takes up again.
 
 Here the parts meet: planes around every student, the common loss, the radius, the grid and the points off it, cells
-halved where the surface bends, and the scalars beside the picture. Which student is flatter is not said here.
+halved where the interpolation is off, and the scalars beside the picture. Which student is flatter is not said here.
 """
 
 from __future__ import annotations
