@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from analysis.load import Card, Library
+from analysis.provenance import ids
 from selectkd_eval.records import Record
 
 TEXT = 4_000  # characters of one text; an answer may have a megabyte
@@ -94,16 +95,17 @@ def _models(library: Library) -> dict[tuple[str, Any], tuple[str, str]]:
     """Every model that answered, by label and seed in the order of the tables: what a reader calls it, and its
     method.
     """
-    found = {}
+    order: dict[tuple[str, Any], tuple[Any, ...]] = {}
     for record in library.records:
         for name in ("model", "candidate", "baseline"):
             card = record.facts.get(name)
             if record.verb in (*_GRADED, "answer", "winrate") and isinstance(card, Mapping):
                 method = library.method(card)
-                found[_model(library, card)] = (method.order, str(card.get("seed")))
+                order[_model(library, card)] = (*method.order, str(card.get("seed")))
     return {
-        key: (key[0] if key[1] is None else f"{key[0]}, seed {key[1]}", key[0]) for key in sorted(found, key=found.get)
-    }  # type: ignore[arg-type]
+        (label, seed): (label if seed is None else f"{label}, seed {seed}", label)
+        for label, seed in sorted(order, key=lambda key: order[key])
+    }
 
 
 def _model(library: Library, card: Card) -> tuple[str, Any]:
@@ -259,12 +261,12 @@ class Packer:
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
     def _told(self, name: str) -> list[str]:
-        """A record's name, and who judged or whom the candidate was set against."""
+        """A record's name, who judged or whom the candidate was set against, and its id on the page."""
         record = next(record for record in self.library.records if record.path.name == name)
         judge = str((record.facts.get("judge") or {}).get("name") or "")
         baseline = record.facts.get("baseline")
         other = self.library.label(self.library.method(baseline)) if isinstance(baseline, Mapping) else ""
-        return [name, judge, other]
+        return [name, judge, other, ids(self.library)[name]]
 
 
 def _short(text: str, shown: bool) -> str:

@@ -92,7 +92,7 @@ def sources(table: Table, known: Mapping[str, str]) -> list[Sources]:
     rows = [row for block in table.blocks for row in block.rows]
     found = []
     for place, row in enumerate(rows):
-        columns = []
+        columns: list[tuple[str, tuple[str, ...]]] = []
         for column, cell in zip(table.columns, row.cells, strict=True):
             names = tuple(known[name] for name in dict.fromkeys(cell.records) if name in known)
             label = ": ".join(part for part in (column.group, column.label) if part)

@@ -136,7 +136,7 @@ def test_every_control_is_reached_by_tab_and_seen_when_it_is(tab: Tab) -> None:
     assert [name for name, outlined, _ in seen if not outlined and not name.startswith("explorer-")] == []
 
 
-def test_the_explorer_finds_filters_and_shows_by_keyboard_alone(tab: Tab) -> None:
+def test_the_explorer_finds_filters_and_shows_by_keyboard_alone(tab: Tab, html: Path) -> None:
     status = "document.querySelector('[data-part=status]').textContent"
     assert str(tab.run(status)).startswith("60 of 60 items; page 1 of 3")
     tab.run("document.querySelector('#explorer-search').focus()")
@@ -152,6 +152,11 @@ def test_the_explorer_finds_filters_and_shows_by_keyboard_alone(tab: Tab) -> Non
     assert tab.run(f"{item}.hidden") is False
     assert tab.run(f"document.activeElement === {item}.querySelector('h3')")
     text = str(tab.run(f"{item}.innerText"))
+    links = tab.run(
+        f"[...{item}.querySelectorAll('a.source')].map((link) => document.querySelector(link.hash) !== null)"
+    )
+    assert len(links) == 2 + len(library(html.parent).of("winrate"))
+    assert all(links)
     for part in ("s7", "Write about 7.", "KD 7 word", "likelihood:embedded:judge", "selectkd-eval show answer-"):
         assert part in text
     tab.key("Escape")

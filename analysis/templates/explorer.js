@@ -155,10 +155,16 @@
     return part;
   }
 
+  function source(place) {
+    const [record, , , id] = data.records[place];
+    const link = make("a", record, "source");
+    link.href = `#${id}`;
+    return link;
+  }
+
   function answer(r, item) {
     const { answers } = data;
     const card = make("article", undefined, "answer");
-    const [record] = data.records[answers.record[r]];
     const word = data.words[answers.word[r]];
     const head = make("h4", data.models[answers.model[r]][0]);
     if (word) head.append(" ", make("span", word, `fate ${answers.right[r] === 1 ? "right" : answers.right[r] === 0 ? "wrong" : "failed"}`));
@@ -176,13 +182,15 @@
     }
     const draw = [["seed", at(answers.seed, r)], ["sample", at(answers.sample, r)]];
     const told = draw.filter(([, n]) => n !== null && n !== undefined && n !== 0).map(([name, n]) => `${name} ${n}, `).join("");
-    card.append(make("p", `${told}${record}`, "soft source"));
+    const place = make("p", told, "soft source");
+    place.append(source(answers.record[r]));
+    card.append(place);
     return card;
   }
 
   function verdict(r) {
     const { verdicts } = data;
-    const [record, judge, other] = data.records[verdicts.record[r]];
+    const [, judge, other] = data.records[verdicts.record[r]];
     const word = VERDICT[data.words[verdicts.word[r]]];
     const line = make("tr");
     const model = make("th", data.models[verdicts.model[r]][0]);
@@ -192,7 +200,8 @@
     const reason = [data.words[verdicts.reason[r]], verdicts.text[r]].filter(Boolean).join("\n");
     const told = make("td", reason, "reply");
     told.dir = "auto";
-    line.append(model, make("td", word), make("td", other), make("td", position), make("td", judge), told, make("td", record, "soft source"));
+    line.append(model, make("td", word), make("td", other), make("td", position), make("td", judge), told, make("td"));
+    line.lastChild.append(source(verdicts.record[r]));
     return line;
   }
 
