@@ -38,7 +38,8 @@ class Explorer(NamedTuple):
 
     @property
     def cut(self) -> bool:
-        return self.texts < self.of_items or self.items < self.of_items
+        """Whether texts of some items had to go."""
+        return self.texts < self.items
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import random
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from analysis.figures import FIGURES
 from analysis.inline import SCRIPTS
 from analysis.load import Library, library
 from analysis.report import page, run, summary_lines
-from selectkd_eval.verbs import ReportOptions
+from selectkd_eval.verbs import PasskOptions, ReportOptions
 
 RESAMPLES = 100
 
@@ -241,6 +242,28 @@ def test_any_one_kind_of_record_makes_a_page(full: Library, verb: str) -> None:
     made = page(Library(full.of(verb)), "part", 50)
     assert Tags(made).open == []
     assert "Provenance" in made
+
+
+def test_items_are_left_out_on_request_and_a_cut_is_said(tmp_path: Path) -> None:
+    make.passk(tmp_path, make.card("KD", 0), n=30)
+    found = library(tmp_path)
+    assert 'id="items"' not in page(found, "part", 50, items=0)
+    assert "30 answers and verdicts on 30 of 30 prompts and problems." in page(found, "part", 50)
+    assert "10 answers and verdicts on 10 of 30 prompts and problems, taken evenly." in page(
+        found, "part", 50, items=10
+    )
+
+
+def test_texts_that_would_make_the_page_a_megabyte_are_cut_and_that_is_said(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [make.answer_row("t", f"p{i}", completion=f"{draw.getrandbits(12_000):x}") for i in range(600)]
+    facts = make.passk_facts(make.card("KD", 0), {"t": make.task_facts("t")})
+    make.write("passk", PasskOptions(out=tmp_path, tasks=("t",)), facts, rows)
+    made = page(library(tmp_path), "part", 50)
+    assert 900_000 < len(made.encode()) < 1_000_000
+    told = re.search(r"holds the texts of (\d+) of them, taken evenly, and the outcomes of all", made)
+    assert told
+    assert 300 < int(told[1]) < 600
 
 
 def test_an_unfinished_record_is_named_on_the_page(full: Library) -> None:
