@@ -1,4 +1,4 @@
-"""Which points of the planes are measured? The grid, points off the grid, further points where the interpolation is in doubt.
+"""Which points of the planes are measured? The grid, points off it, further points where the interpolation is off.
 
 All of it is a function of the options and of what was measured, never of the order or the device: so a killed run goes
 on where it was, and shares of one landscape fit together without knowing of each other.
