@@ -120,7 +120,8 @@ class Surface:
 
     def doubt(self) -> Floats:
         """How far the bicubic spline is from the biquadratic one, per cell ``(A - 1, B - 1)``: the largest of five
-        midpoints; around missing points, from the bilinear patch. NaN in cells with a missing corner, or with an edge of such a cell.
+        midpoints; around missing points, from the bilinear patch. NaN in cells with a missing corner, or with an edge
+        of such a cell.
 
         Where it is largest, further points tell most. On landscapes of this package's students the order of the cells
         is nearer to that of the true errors than by the distance to the bilinear patch, which points at steep corners
