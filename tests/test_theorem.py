@@ -82,14 +82,13 @@ def test_noise_alone_is_no_violation() -> None:
     assert violated <= 6, "P(more than 6 of 40 at 5 %) is below 1 %"
 
 
-def test_holm_counts_all_the_drops_of_a_run() -> None:
+def test_holm_counts_all_the_intervals_of_a_run() -> None:
     rng = np.random.default_rng(3)
-    terms = [per_prompt(0.6 - 0.01 * n, rng.normal(0, 0.05, len(PROMPTS))) for n in range(5)]
+    levels = (0.5, 0.6, 0.59, 0.58, 0.7)
+    terms = [per_prompt(level, rng.normal(0, 0.05, len(PROMPTS))) for level in levels]
     found = theorem.fit(theorem.curve(np.arange(5.0), terms), resamples=1000)
-    assert len(found.drops) > 1
-    assert min(drop.p_holm for drop in found.drops) == pytest.approx(
-        min(1, len(found.drops) * min(drop.p for drop in found.drops))
-    )
+    assert len(found.drops) == 2
+    assert min(drop.p_holm for drop in found.drops) == pytest.approx(min(1, 4 * min(drop.p for drop in found.drops)))
 
 
 def test_at_one_any_kappa_is_possible_and_a_fall_from_one_leaves_none() -> None:
