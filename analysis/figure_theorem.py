@@ -53,7 +53,7 @@ def theorem_1(library: Library, settings: Settings) -> Drawing:
         "Theorem 1 (Eq. 14): −log(1 − TAR), Eq. 13, must rise by at least κ > 0 per unit of the cumulative learning "
         "rate; the largest valid κ is the smallest rise over any interval between two evaluations. "
         + (
-            "Falls are tested by swapping the two evaluations prompt by prompt, one-sided, Holm over a run's intervals. "
+            "Falls are tested by swapping two evaluations prompt by prompt, one-sided, Holm over a run's intervals. "
             if any(run.curves[panel.what].terms for panel in every for run in panel.runs)
             else "Without values per prompt falls are not tested. "
         )

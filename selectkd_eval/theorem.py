@@ -184,10 +184,10 @@ def isotonic_deviation(tar: ArrayLike) -> float:
 def _drops(found: Curve, resamples: int, seed: int) -> tuple[Drop, ...]:
     """Every fall, tested on the prompts where their values are known.
 
-    The interval resamples prompts; the test, one-sided, swaps the two evaluations prompt by prompt. Holm's adjustment is
-    over all intervals, rises too: over the falls alone it would be too lenient, since where one evaluation happens to be
-    high, the fall after it is both there and large. Simulated, 1,500 runs of 80 prompts that stand still: 4.7 % are
-    called violated (p-values of the bootstrap: 6.3 %, and over the falls alone 7.1 %).
+    The interval resamples prompts; the test, one-sided, swaps the two evaluations prompt by prompt. Holm's adjustment
+    is over all intervals, rises too: over the falls alone it would be too lenient, since where one evaluation happens
+    to be high, the fall after it is both there and large. Simulated, 1,500 runs of 80 prompts that stand still: 4.7 %
+    are called violated (p-values of the bootstrap: 6.3 %, and over the falls alone 7.1 %).
     """
     drops = []
     for at in np.flatnonzero(np.diff(found.tar) < 0) + 1:
