@@ -75,9 +75,10 @@ def rule(facts: Facts) -> str:
 
 def _heading(facts: Facts) -> str:
     prompts, engine = facts["prompts"], facts["engine"]
-    where = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     if facts.get("device", "cpu") != "cpu":
         where = visible(str(facts["device"]))
+    else:
+        where = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     target = visible(str(facts["target"]["name"]))
     return (
         f"speed-up of {target} by its drafts: {engine['name']} engine, {rule(facts)}, {facts['dtype']}, {where}; "

@@ -27,6 +27,9 @@ class ImportOptions(Run):
     """Training seed of the model."""
     baseline: Path | None = None
     """Spec-Bench: the results of plain decoding. AlpacaEval annotations need none."""
+    metric: tuple[str, ...] = ()
+    """lm-eval: what counts as right where its results have several verdicts, e.g. exact_match,strict-match; of several
+    the first that a task has."""
 
 
 @dataclass(frozen=True, kw_only=True)
