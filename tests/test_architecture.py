@@ -22,7 +22,7 @@ ALLOWED = {
 FLOOR = {
     *("errors", "verbs", "records", "environment", "measures", "win_rates"),
     *("stats", "surfaces", "flatness", "bootstrap", "permutation", "linearised", "edges"),
-    *("speeds", "speed_model", "speed_explained", "speed_links", "lossless"),
+    *("speeds", "speed_model", "speed_explained", "speed_links", "lossless", "theorem"),
 }
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from selectkd_eval.records import record_path
 from selectkd_eval.verbs import (
@@ -34,6 +34,8 @@ from selectkd_eval.verbs import (
 
 LABELLED = "mini-gsm:labelled,mini-stories:labelled"
 VALIDATION = "mini-gsm:validation,mini-stories:validation"
+# One teacher size and one judge: no figure of teachers or of judges.
+FIGURES = ("passk", "winrate", "curves", "training", "tar", "theorem", "breakdown", "landscape", "speedup")
 TIMED = 12  # prompts of each family that every draft is timed on
 WRITTEN = {"mini-gsm": 1200, "mini-stories": 400}  # prompts that the teacher answers: twice the labelled ones
 
@@ -236,15 +238,17 @@ class Plan:
             yield Job("tar", options, f"acceptance on {family}")
 
     def landscape(self) -> Job:
-        """One plane, the same directions and tokens for every arm."""
+        """The same directions, radius and tokens for every student: training seeds vary as directions do."""
         options = LandscapeOptions(
             out=self.records,
             teacher=self.model("teacher"),
-            student=self.first_students(),
+            student=tuple(str(self.student(arm, seed)) for arm in ARMS for seed in self.seeds),
             data=VALIDATION,
-            sequences=8 if self.quick else 16,
+            sequences=8 if self.quick else 12,
             grid=5 if self.quick else 11,
             directions=1 if self.quick else 3,
+            held_out=4 if self.quick else 16,
+            scalars=2 if self.quick else 8,
             threads=1,
         )
         return Job("landscape", options, "loss landscapes")
@@ -275,7 +279,7 @@ class Plan:
 
     def figures(self) -> Iterator[Job]:
         """Every figure, as files; the page holds them too."""
-        for what in get_args(get_type_hints(FigureOptions)["what"]):
+        for what in FIGURES:
             yield Job("figure", FigureOptions(what=what, records=self.records, out=self.root / "figures"))
 
     def report(self) -> Job:
