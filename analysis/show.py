@@ -18,7 +18,7 @@ from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
 from selectkd_eval import flatness, measures, passk_table, speed_summary, surfaces, win_rates
-from selectkd_eval.records import Record, canonical, read
+from selectkd_eval.records import Record, canonical, imported, read
 from selectkd_eval.stats import Estimate
 from selectkd_eval.surfaces import Surface
 from selectkd_eval.terminal import visible
@@ -42,6 +42,8 @@ def lines(record: Record) -> Iterator[str]:
     header = record.header
     state = "finished" if record.finished else "unfinished: run its command again to finish it"
     yield f"{record.verb} record {record.path} ({state})"
+    if words := imported(record.facts):
+        yield f"imported from {words}: measured there, not here"
     yield f"rows: {len(record.good):,} measured, {len(record.failed):,} failed"
     for reason, count in _reasons(record):
         yield f"  {count:,} x {reason}"

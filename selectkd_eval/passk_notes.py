@@ -13,6 +13,7 @@ from typing import Any
 
 from selectkd_eval import measures, pass_rates, stats
 from selectkd_eval.measures import Row
+from selectkd_eval.records import imported
 from selectkd_eval.terminal import aligned, visible
 
 Facts = Mapping[str, Any]
@@ -45,6 +46,8 @@ def grader_of(facts: Facts, name: str) -> str:
 def notes(facts: Facts, rows: Sequence[Row], ks: Sequence[int] = (1,)) -> Iterator[str]:
     """The sentences, task by task where they differ."""
     parts = of_task(facts, rows)
+    if words := imported(facts):
+        yield f"imported, not measured here: {words}; token counts, and why a text ended, are not in such files"
     yield from (_asked(facts, name) for name in parts)
     failed = max(int(facts.get("failed", 0)), sum("error" in row for row in rows))
     if failed:

@@ -76,12 +76,17 @@ def _rest(facts: Facts, name: str, rows: Sequence[Row]) -> list[str]:
     samples = max(map(len, per_seed.values()), default=1)
     return [
         f"{len(per_seed)}" + (f" x {samples}" if samples > 1 else ""),
-        str(sum(row.get("finish") == "length" for row in good)),
+        _told(good, "finish", sum(row.get("finish") == "length" for row in good)),
         str(sum(row.get("outcome") == "timeout" for row in good)),
-        str(sum(bool(row.get("prompt_cut")) for row in good)),
+        _told(good, "prompt_cut", sum(bool(row.get("prompt_cut")) for row in good)),
         visible(grader_of(facts, name)),
         str(facts["tasks"][name].get("sha256") or "unknown")[:12],
     ]
+
+
+def _told(rows: Sequence[Row], name: str, count: int) -> str:
+    """A count of rows, or a dash where imported rows say that they do not know."""
+    return "—" if rows and all(row.get(name, "") is None for row in rows) else str(count)
 
 
 def _value(score: Estimate, prefix: str) -> str:

@@ -249,9 +249,21 @@ def read_all(directory: str | Path, verb: str | None = None) -> tuple[list[Recor
     return finished, unfinished
 
 
+def imported(facts: Mapping[str, Any]) -> str:
+    """Whose file a record was made from, in words; empty for what was measured here."""
+    origin = facts.get("imported")
+    if not isinstance(origin, Mapping):
+        return ""
+    tool = " ".join(str(origin[name]) for name in ("tool", "version") if origin.get(name))
+    return f"{tool}, file {origin.get('file')} (sha256 {str(origin.get('sha256'))[:12]})"
+
+
 def replay(path: str | Path, verb: str, options: type[OptionsT]) -> OptionsT:
     """The options of an earlier record of the same verb, for `--like`."""
-    stored = read(path, unfinished_ok=True, verb=verb).options
+    record = read(path, unfinished_ok=True, verb=verb)
+    if words := imported(record.facts):
+        raise InputError(f"{path} was imported from {words}: no {verb} command made it, so give --like another record")
+    stored = record.options
     known = {}
     for field in fields(options):  # type: ignore[arg-type]
         if field.name not in stored or field.metadata.get("runtime"):

@@ -36,6 +36,8 @@ def run(options: RegradeOptions) -> int:
     source = records.read(options.record)
     if source.verb not in ("passk", "regrade"):
         raise InputError(f"{options.record} is the record of {source.verb}: regrade takes one of passk")
+    if words := records.imported(source.facts):
+        raise InputError(f"{options.record} was imported from {words}: its problems are not ours to grade again")
     names = list(source.facts["tasks"])
     check_grader(names, options.grader)
     with Marker(

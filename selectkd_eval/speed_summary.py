@@ -12,6 +12,7 @@ from typing import Any
 
 from selectkd_eval import lossless, speed_explained, speeds, stats
 from selectkd_eval.measures import Row
+from selectkd_eval.records import imported
 from selectkd_eval.speeds import Arm
 from selectkd_eval.stats import Estimate
 from selectkd_eval.terminal import WIDTH, aligned, bullets, visible
@@ -163,6 +164,8 @@ def _sizes(rows: list[Row]) -> dict[int, int]:
 
 
 def _notes(facts: Facts, rows: list[Row], names: Sequence[str], foreseen: Foreseen, resamples: int) -> Iterator[str]:
+    if words := imported(facts):
+        yield f"imported, not measured here: {words}; {facts['rules']}"
     yield (
         f"[ ] 95 % over {_units(rows)}, medians of {_repetitions(rows)} repetitions, arms in turns within each prompt; "
         "plain decoding against itself should cover 1"

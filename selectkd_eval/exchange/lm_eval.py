@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,25 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from selectkd_eval.errors import InputError
-from selectkd_eval.exchange.foreign import Found, Row, card, content, digests, json_lines, origin, wants, whole_json
+from selectkd_eval.exchange import lm_eval_samples
+from selectkd_eval.exchange.foreign import Found, card, content, digests, origin, whole_json
+from selectkd_eval.exchange.lm_eval_samples import Task
 from selectkd_eval.records import canonical
 from selectkd_eval.verbs import ImportOptions
 
-ASKED = ("question", "problem", "prompt", "query", "input", "text", "instruction")  # of a document's fields
-HASHES = ("doc_hash", "prompt_hash", "target_hash")
 _RESULTS = re.compile(r"(?:results_(?P<old>.+)|(?P<new>.+)_results)\.json(?:\.gz)?")
 _EXACT = 1e-9
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric under a filter, which lm-eval writes as "exact_match,strict-match"."""
-
-    name: str
-    filter: str
-
-    def __str__(self) -> str:
-        return f"{self.name},{self.filter}"
 
 
 @dataclass(frozen=True)
@@ -61,8 +49,10 @@ class Results:
 
     @property
     def model(self) -> str:
-        config = self.content.get("config") or {}
-        return str(self.content.get("model_name") or config.get("model_args") or config.get("model") or "unnamed")
+        config = self.part("config")
+        # A model that was handed over as an object has a name drawn at random; where it was loaded from is told apart.
+        named = [self.content.get("model_name"), config.get("model")]
+        return str(next(filter(None, named if config.get("model_args") else named[::-1]), "unnamed"))
 
     @cached_property
     def samples(self) -> dict[str, Path]:
@@ -83,27 +73,19 @@ class Results:
     @property
     def tasks(self) -> list[str]:
         """The tasks that have answers of their own; a group (mmlu) has those of its tasks."""
-        groups = {name for name, inside in (self.content.get("group_subtasks") or {}).items() if inside}
+        groups = {name for name, inside in self.part("group_subtasks").items() if inside}
         return [str(name) for name in self.content["results"] if name not in groups]
+
+    def part(self, *names: str) -> Mapping[str, Any]:
+        """What stands under these names, one in the other; empty where it is not there or no mapping."""
+        found: Any = self.content
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
 
     def _date(self, kind: str) -> str | None:
         match = _RESULTS.fullmatch(self.path.name)
         return match[kind] if match else None
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task's samples under one metric."""
-
-    name: str
-    rows: list[Row]
-    metric: Metric
-    stated: float | None
-
-    @property
-    def share(self) -> float:
-        """The share of right answers."""
-        return sum(row["correct"] for row in self.rows) / len(self.rows)
 
 
 def fits(path: Path) -> bool:
@@ -139,7 +121,8 @@ def found(options: ImportOptions, paths: Sequence[Path]) -> list[Found]:
 
 def _results(path: Path) -> Mapping[str, Any]:
     value = whole_json(path)
-    if not isinstance(value, dict) or not isinstance(value.get("results"), dict) or not value["results"]:
+    results = value.get("results") if isinstance(value, dict) else None
+    if not isinstance(results, dict) or not results or not all(isinstance(one, dict) for one in results.values()):
         raise InputError(f"{path} has no results by task in it: give a results_*.json that lm-eval wrote")
     return value
 
@@ -151,34 +134,35 @@ def _record(options: ImportOptions, run: Results) -> Found:
             f"run {run.tool} with --log_samples, and keep its files together"
         )
     tasks = [_task(options, run, name, path) for name, path in run.samples.items()]
+    kept = [replace(task, rows=task.rows[: options.limit]) for task in tasks]
     inputs = digests([run.path, *run.samples.values()])
     options = replace(options, files=(run.path,), kind="lm-eval")
-    model = card(options, run.model, str((run.content.get("config") or {}).get("model_sha") or ""))
+    model = card(options, run.model, str(run.part("config").get("model_sha") or ""))
     facts = {
         "model": model,
-        "tasks": {task.name: _task_facts(run, task) for task in tasks},
+        "tasks": {task.name: _task_facts(run, task) for task in kept},
         "generation": _generation(run, tasks),
         "graders": {str(task.metric): f"{run.tool} {run.version or ''}".strip() for task in tasks},
         "k": [1],
-        "imported": {**origin(run.tool, run.version, run.path, inputs[run.path.name]), **_run_facts(run.content)},
+        "imported": {**origin(run.tool, run.version, run.path, inputs[run.path.name]), **_run_facts(run)},
     }
-    rows = [row for task in tasks for row in task.rows]
+    rows = [row for task in kept for row in task.rows]
     name = re.sub(r"[^\w.-]+", "-", model["name"]).strip("-")[-60:]
     return Found("passk", name, options, inputs, facts, rows, [line for task in tasks for line in _agrees(run, task)])
 
 
-def _run_facts(results: Mapping[str, Any]) -> dict[str, Any]:
+def _run_facts(run: Results) -> dict[str, Any]:
     """What the results file says of the run as a whole."""
-    config = results.get("config") or {}
-    kept = {name: results.get(name) for name in ("git_hash", "date", "chat_template_sha", "system_instruction_sha")}
+    config = run.part("config")
+    kept = {name: run.content.get(name) for name in ("git_hash", "date", "chat_template_sha", "system_instruction_sha")}
     kept |= {name: config.get(name) for name in ("model", "model_args", "limit", "random_seed", "model_dtype")}
     return {name: value for name, value in kept.items() if value is not None}
 
 
 def _task_facts(run: Results, task: Task) -> dict[str, Any]:
-    config = (run.content.get("configs") or {}).get(task.name) or {}
-    version = (run.content.get("versions") or {}).get(task.name)
-    shots = (run.content.get("n-shot") or {}).get(task.name, config.get("num_fewshot"))
+    config = run.part("configs", task.name)
+    version = run.part("versions").get(task.name)
+    shots = run.part("n-shot").get(task.name, config.get("num_fewshot"))
     asked = sorted([row["problem"], row["doc_hash"] or "", row["target_hash"] or ""] for row in task.rows)
     return {
         "n": len(task.rows),
@@ -196,8 +180,8 @@ def _generation(run: Results, tasks: Sequence[Task]) -> dict[str, Any]:
     decoding: dict[str, Any] = {}
     sampled = False
     for task in tasks:
-        config = (run.content.get("configs") or {}).get(task.name) or {}
-        given = config.get("generation_kwargs") or {}
+        config = run.part("configs", task.name)
+        given = run.part("configs", task.name, "generation_kwargs")
         if config.get("output_type", "generate_until") != "generate_until":
             decoding[task.name] = {"temperature": None, "top_p": None, "max_new_tokens": None, "stops": []}
             continue
@@ -219,33 +203,16 @@ def _generation(run: Results, tasks: Sequence[Task]) -> dict[str, Any]:
     }
 
 
-# ---- samples ------------------------------------------------------------
-
-
 def _task(options: ImportOptions, run: Results, name: str, path: Path) -> Task:
-    samples = json_lines(path)
-    for number, sample in enumerate(samples, start=1):
-        wants(sample, {"doc_id": (int, str), "filtered_resps": list}, f"sample {number} of {path}")
-    stated = run.content["results"][name]
-    metric = _chosen(options.metric, name, samples, stated, path)
-    mine = [sample for sample in samples if sample.get("filter", metric.filter) == metric.filter]
-    docs = [str(sample["doc_id"]) for sample in mine]
-    if len(set(docs)) < len(docs):
-        twice = next(doc for doc in docs if docs.count(doc) > 1)
-        raise InputError(f"{path} holds document {twice} twice under the filter {metric.filter}: restore the file")
-    meant = ((run.content.get("n-samples") or {}).get(name) or {}).get("effective")
-    if meant is not None and meant != len(mine):
-        raise InputError(
-            f"{path} holds {len(mine):,} documents and {run.path.name} was computed on {meant:,}: the file was cut, or "
-            "is of another run"
-        )
-    task = Task(name, [_row(name, sample, metric, path) for sample in mine], metric, _stated(stated, metric))
+    """A task's rows, all of them: --limit comes later, for the number must be the one that the run states."""
+    meant = run.part("n-samples", name).get("effective")
+    task = lm_eval_samples.read(name, path, run.content["results"][name], options.metric, meant)
     if run.tool == "lm-eval" and task.stated is not None and abs(task.share - task.stated) > _EXACT:
         raise InputError(
-            f"the samples in {path} give {metric} {task.share:.6f}, and {run.path.name} states {task.stated:.6f}: they "
-            "are not of one run, or one of the files was changed"
+            f"the samples in {path} give {task.metric} {task.share:.6f}, and {run.path.name} states {task.stated:.6f}: "
+            "they are not of one run, or one of the files was changed"
         )
-    return replace(task, rows=task.rows[: options.limit])
+    return task
 
 
 def _agrees(run: Results, task: Task) -> Iterator[str]:
@@ -254,114 +221,4 @@ def _agrees(run: Results, task: Task) -> Iterator[str]:
     elif abs(task.share - task.stated) <= _EXACT:
         yield f"{task.name}: {run.tool} states {task.metric} {task.stated!r}, the same"
     else:
-        yield f"{task.name}: {run.tool} states {task.metric} {task.stated!r}; the imported rows give {task.share!r}"
-
-
-def _stated(results: Mapping[str, Any], metric: Metric) -> float | None:
-    value = results.get(str(metric), results.get(metric.name))
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _chosen(wanted: Sequence[str], task: str, samples: Sequence[Row], stated: Mapping[str, Any], path: Path) -> Metric:
-    """The metric and filter that decide what is right: the only verdict there is, or the first one wanted."""
-    verdicts, others = _metrics(samples, stated)
-    for words in wanted:
-        matching = [metric for metric in verdicts if words in (str(metric), metric.name)]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            raise InputError(f"--metric {words} of {task} has several filters: say {_or(matching)}")
-    if len(verdicts) == 1 and not wanted:
-        return verdicts[0]
-    if not verdicts:
-        raise InputError(
-            f"{path} has no metric that is right or wrong answer by answer (found {_or(others) or 'none'}): only such "
-            "can be imported"
-        )
-    asked = f"none of --metric {' '.join(wanted)}" if wanted else "several verdicts on each answer"
-    raise InputError(f"{task} has {asked}: give --metric {_or(verdicts)}")
-
-
-def _or(metrics: Sequence[Metric]) -> str:
-    return " or ".join(map(str, metrics))
-
-
-def _metrics(samples: Sequence[Row], stated: Mapping[str, Any]) -> tuple[list[Metric], list[Metric]]:
-    """Metrics whose every value is 0 or 1, and the others."""
-    names = {key.partition(",")[0] for key in stated} | {name for s in samples for name in s.get("metrics") or ()}
-    values: dict[Metric, list[Any]] = {}
-    for sample in samples:
-        for name in sorted(names & sample.keys()):
-            # Files of earlier versions have one filter and do not name it.
-            values.setdefault(Metric(name, str(sample.get("filter", _only_filter(name, stated)))), []).append(
-                sample[name]
-            )
-    verdicts = [metric for metric, some in values.items() if all(_is_verdict(value) for value in some)]
-    return verdicts, [metric for metric in values if metric not in verdicts]
-
-
-def _only_filter(name: str, stated: Mapping[str, Any]) -> str:
-    return next((key.partition(",")[2] for key in stated if key.startswith(f"{name},")), "none")
-
-
-def _is_verdict(value: Any) -> bool:
-    return isinstance(value, bool | int | float) and value in (0, 1)
-
-
-def _row(task: str, sample: Row, metric: Metric, path: Path) -> Row:
-    problem = str(sample["doc_id"])
-    doc: Any = sample.get("doc") if isinstance(sample.get("doc"), dict) else {}
-    question = next((str(doc[name]) for name in ASKED if isinstance(doc.get(name), str)), "")
-    if not question and isinstance(sample.get("input"), str):
-        question = sample["input"]
-    said, extracted = _said(sample)
-    right = int(sample[metric.name])
-    hashes = {name: str(sample[name]) if sample.get(name) else None for name in HASHES}
-    return {
-        "key": f"{task}/{problem}/0/0",
-        **{"task": task, "problem": problem, "seed": 0, "sample": 0},
-        "question": question,
-        "completion": said,
-        "extracted": extracted,
-        "gold": str(sample.get("target", "")),
-        "kind": "answer",
-        "correct": right,
-        "outcome": "right" if right else "wrong",
-        "detail": "",
-        **hashes,
-        "prompt_sha256": hashes["prompt_hash"],
-        "finish": None,
-        "n_tokens": None,
-        "n_prompt_tokens": None,
-        "prompt_cut": None,
-        "strata": {},
-    }
-
-
-def _said(sample: Row) -> tuple[str, str]:
-    """What the model wrote and what the filter made of it; of choices scored by likelihood, their log-likelihoods."""
-    responses = sample.get("resps", sample["filtered_resps"])
-    texts = [text for text in _flat(responses) if isinstance(text, str)]
-    filtered = [text for text in _flat(sample["filtered_resps"]) if isinstance(text, str)]
-    scores = [_score(one) for one in sample["filtered_resps"]]
-    if scores and all(score is not None for score in scores):
-        return "log-likelihoods of the choices: " + ", ".join(f"{score:.4f}" for score in scores), ""
-    return (texts[0] if texts else ""), (filtered[0] if filtered else "")
-
-
-def _score(response: Any) -> float | None:
-    """The log-likelihood in a scored choice, [log-likelihood, whether it was the greedy text]; they may be strings."""
-    if not isinstance(response, list) or len(response) != 2 or str(response[1]) not in ("True", "False"):
-        return None
-    try:
-        return value if math.isfinite(value := float(response[0])) else None
-    except (TypeError, ValueError):
-        return None
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value
+        yield f"{task.name}: {run.tool} states {task.metric} {task.stated!r}; its samples give {task.share!r}"

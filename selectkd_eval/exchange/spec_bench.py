@@ -140,8 +140,9 @@ def _timed(question: str, plain: Answers, drafts: Sequence[Answers], gamma: int)
             run = {"rep": rep, "place": index + 1, "draft": index, "gamma": gamma if index >= 0 else 0, "batch": 1}
             run |= {"control": False, "wall_s": sum(choice["wall_time"])}
             run |= {"tokens": sum(choice["accept_lengths"]), "steps": len(calls)}
-            run |= {"accepted": sum(calls), "accepted_per_step": calls if index >= 0 else []}
-            runs.append({**dict.fromkeys(_UNKNOWN), **run})
+            run |= {"accepted": sum(calls)}
+            steps = {"accepted_per_step": calls if index >= 0 else []}
+            runs.append({**dict.fromkeys(_UNKNOWN), **run, **steps})
     reference = plain.questions[question]
     return {"key": f"time/{question}", **_place(reference), "length": _length(reference), "runs": runs}
 

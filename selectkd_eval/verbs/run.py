@@ -60,7 +60,7 @@ def jsonable(value: Any) -> Any:
     """Paths as strings and tuples as lists; everything else is JSON already."""
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [jsonable(item) for item in value] if isinstance(value, tuple) else value
 
 
 def command(verb: str, kind: type[Any], stored: Mapping[str, Any]) -> list[str]:
