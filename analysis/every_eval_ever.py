@@ -70,7 +70,7 @@ def aggregate(library: Library, record: Record, instance_file: bytes) -> Json:
             **tool,
             "additional_details": _texts({"exported_by": f"selectkd-eval {header.get('version')}"}),
         },
-        "model_info": _model_info(library, _card(record)),
+        "model_info": _model_info(library, _card(record), not imported),
         "evaluation_results": list(_results(record)),
         "detailed_evaluation_results": {
             "format": "jsonl",
@@ -83,7 +83,7 @@ def aggregate(library: Library, record: Record, instance_file: bytes) -> Json:
 
 
 def instances(record: Record) -> Iterator[Json]:
-    """One line per answer or verdict that has a score."""
+    """One line per answer or verdict that is in the score: failed ones are not, nor ties where they are excluded."""
     make = _verdict if record.verb == "winrate" else _answer
     for row in record.good:
         if (made := make(record, row)) is not None:
@@ -218,15 +218,20 @@ def _answer(record: Record, row: Mapping[str, Any]) -> Json | None:
 
 
 def _verdict(record: Record, row: Mapping[str, Any]) -> Json | None:
-    share = {"candidate": 1.0, "baseline": 0.0, "tie": 0.5}.get(str(row.get("verdict")))
-    share = row["preference"] if row.get("preference") is not None else share
+    words = {"candidate": 1.0, "baseline": 0.0}
+    if win_rates.tie_rule(record) != "excluded":
+        words["tie"] = 0.5
+    share = words.get(str(row.get("verdict")))
+    if share is not None and row.get("preference") is not None:
+        share = row["preference"]
     if share is None:
         return None
     made = _instance(record, _evaluation(record), str(row["key"]), _result_id(record, "winrate", 1))
     # Rows of verdicts hold no texts; the prompt is named by its digest.
     made["input"] = {"raw": f"prompt {row['prompt']}", "reference": []}
     made["output"] = {"raw": []}
-    found = {"turn_idx": 0, "source": "judge", "extracted_value": str(row["verdict"]), "extraction_method": "llm_judge"}
+    found: Json = {"turn_idx": 0, "source": "judge", "extracted_value": str(row["verdict"])}
+    found["extraction_method"] = str((record.facts.get("judge") or {}).get("kind") or UNKNOWN)
     made["answer_attribution"] = [{**found, "is_terminal": True}]
     made["evaluation"] = {"score": float(share), "is_correct": float(share) > 0.5}
     made["metadata"] = _texts({name: row.get(name) for name in ("verdict", "order", "reason", "task")})
@@ -281,11 +286,12 @@ def _result_id(record: Record, task: str, k: int) -> str:
     return f"{record.path.stem}/{task}/{k}"
 
 
-def _model_info(library: Library | None, card: Mapping[str, Any]) -> Json:
+def _model_info(library: Library | None, card: Mapping[str, Any], weighed: bool = True) -> Json:
+    """A model by its card; `weighed`: the card's digest is one of its weights, which an imported card's is not."""
     name = str(card.get("name") or UNKNOWN)
     details = {"deployment_type": UNKNOWN, "model_availability": UNKNOWN}
     told = {
-        "weights_sha256": card.get("fingerprint"),
+        "weights_sha256": card.get("fingerprint") if weighed else None,
         "parameters": card.get("parameters"),
         "method": library.label(library.method(card)) if library and card else None,
         "training_seed": card.get("seed"),

@@ -74,12 +74,12 @@ def _annotations(options: ImportOptions, path: Path, entries: Sequence[Mapping[s
         "imported": origin(TOOL, None, path, published.sha256),
     }
     name = _word(sides["candidate"]["name"])
-    return [
-        Found("winrate", name, options, {"judgements": published.sha256}, facts, rows),
-        _answers(options, path, entries, "output_2", "generator_2"),
-        # The baseline's card has nothing of the candidate's --method.
-        _answers(options, path, entries, "output_1", "generator_1", plain),
-    ]
+    ours = _answers(options, path, entries, "output_2", "generator_2")
+    # The baseline's card has nothing of the candidate's --method. Its name says what it is, for a model may have been
+    # judged against itself. The candidate's answers come later: `winrate` takes the newest.
+    theirs = _answers(options, path, entries, "output_1", "generator_1", plain)
+    theirs = replace(theirs, name=f"{theirs.name}-baseline")
+    return [theirs, ours, Found("winrate", name, options, {"judgements": published.sha256}, facts, rows)]
 
 
 def _answers(

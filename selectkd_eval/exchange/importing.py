@@ -39,10 +39,12 @@ def run(options: ImportOptions) -> int:
         raise InputError(f"--baseline belongs to Spec-Bench's answers, and these are {kind}'s: leave it out")
     if options.metric and kind != "lm-eval":
         raise InputError(f"--metric belongs to lm-eval's results, and these are {kind}'s: leave it out")
-    for found in KINDS[kind][1](options, paths):
-        record = _write(found)
+    wanted = KINDS[kind][1](options, paths)
+    # All of them before a line is printed: whoever looks at the first lines alone (`| head`) loses no record.
+    written = [(_write(found, len(wanted) > 1), found.lines) for found in wanted]
+    for record, lines in written:
         print(record.path)
-        print(visible("\n".join([*_lines(record), *found.lines])))
+        print(visible("\n".join([*_lines(record), *lines])))
     return 0
 
 
@@ -79,11 +81,11 @@ def _kind(paths: list[Path]) -> str:
     return whose.pop()
 
 
-def _write(found: Found) -> Record:
+def _write(found: Found, several: bool) -> Record:
     """The finished record; rows that an earlier run of the command wrote are kept as they are."""
-    with open_record(
-        found.verb, found.options, inputs=found.inputs, facts=found.facts, name=found.options.name or found.name
-    ) as writer:
+    words = (found.options.name, found.name) if several else (found.options.name or found.name,)
+    name = "-".join(word for word in words if word)
+    with open_record(found.verb, found.options, inputs=found.inputs, facts=found.facts, name=name) as writer:
         for row in () if writer.complete else found.rows:
             if row["key"] not in writer.done:
                 writer.write(**row)

@@ -102,7 +102,8 @@ def fits(path: Path) -> bool:
 
 def found(options: ImportOptions, paths: Sequence[Path]) -> list[Found]:
     """A record per results file; an InputError when two of them are of one model and one task."""
-    runs = [Results(path, _results(path)) for path in paths if ".jsonl" not in path.name and fits(path)]
+    named = [path for path in paths if ".jsonl" not in path.name]
+    runs = [Results(path, _results(path)) for path in named if _RESULTS.fullmatch(path.name) or fits(path)]
     if not runs:
         raise InputError(
             f"{paths[0]} has samples and no results: give the directory, with its results_*.json beside the samples"

@@ -219,8 +219,9 @@ def _check(choice: Any, where: str) -> None:
     wants(choice, kinds, where)
     if ERROR in choice["turns"]:
         raise InputError(f"{where} is a question that failed (its text is {ERROR}): run it again, or take its line out")
-    whole = [*choice["new_tokens"], *choice["accept_lengths"]]
-    if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in whole):
+    # A call emits the target's own token at the least.
+    least = [(choice["new_tokens"], 0), (choice["accept_lengths"], 1)]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= low for counts, low in least for n in counts):
         raise InputError(f"{where} has tokens that are no counts: restore the file")
     seconds = choice["wall_time"]
     if not all(isinstance(value, int | float) and value > 0 for value in seconds) or not seconds:
