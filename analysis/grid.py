@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
@@ -26,17 +27,24 @@ CONTROL = "SFT-control"  # the same steps on labelled text, without a teacher
 class Grid:
     """Every number of one kind (passk or winrate), by column and method. Values are shares; nothing is rounded."""
 
-    def __init__(self, library: Library, kind: Literal["passk", "winrate"], resamples: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        kind: Literal["passk", "winrate"],
+        resamples: int,
+        keep: Callable[[Column], bool] = lambda column: True,
+    ) -> None:
         self.library = library
         self.kind = kind
         self.resamples = resamples
         self.found: dict[tuple[Column, Method], list[Measurement]] = defaultdict(list)
         for measurement in library.measurements():
-            if measurement.column.kind == kind:
+            if measurement.column.kind == kind and keep(measurement.column):
                 self.found[measurement.column, measurement.method].append(measurement)
         self.columns = sorted({column for column, _ in self.found}, key=lambda column: (column.label, str(column.key)))
         self.methods = sorted({method for _, method in self.found}, key=lambda method: method.order)
         self.notes: list[str] = list(library.pass_notes if kind == "passk" else library.win_notes)
+        self.terms = cache(self._terms)
         self.estimate = cache(self._estimate)
         self.delta = cache(self._delta)
 
@@ -47,7 +55,7 @@ class Grid:
         words = [f"{name} {_short(str(column.get(name)))}" for name in differing if name != "protocol_sha256"]
         return f"{column.label} ({', '.join(words)})" if words else column.label
 
-    def terms(self, column: Column, method: Method) -> Terms | None:
+    def _terms(self, column: Column, method: Method) -> Terms | None:
         """All seeds of a method, prompt by prompt."""
         found = self.found.get((column, method))
         return measures.pool([measurement.terms for measurement in found]) if found else None
@@ -107,20 +115,35 @@ class Grid:
             self.note(f"The difference of {names} pools unequal training seeds: {seeds[0]} and {seeds[1]}.")
         return found
 
-    def average(self, method: Method) -> Estimate | None:
-        """Unweighted mean over all columns; None unless the method was measured on every one."""
-        parts = [self.terms(column, method) for column in self.columns]
+    def error(self, column: Column, method: Method) -> float:
+        """The cluster-robust standard error of a number, which checks its interval; NaN where there is none."""
+        terms = self.terms(column, method)
+        return stats.standard_error(terms.num, terms.den, terms.merged_strata) if terms else float("nan")
+
+    def delta_error(self, column: Column, a: Method, b: Method) -> float:
+        """The same of a difference paired by prompt; NaN where the prompts are not the same."""
+        x, y = self.terms(column, a), self.terms(column, b)
+        if x is None or y is None or x.prompts != y.prompts:
+            return float("nan")
+        return stats.paired_error(x.num, x.den, y.num, y.den, x.merged_strata)
+
+    def average(self, method: Method, columns: Sequence[Column] | None = None) -> Estimate | None:
+        """Unweighted mean over all columns (or these); None unless the method was measured on every one."""
+        parts = [self.terms(column, method) for column in (self.columns if columns is None else columns)]
         if len(parts) < 2 or not all(part and part.den.sum() for part in parts):
             return None
         shares = all(part.proportion for part in parts if part)
         groups = [(part.num, part.den) for part in parts if part]
         return stats.mean_of_ratios(groups, resamples=self.resamples, proportion=shares)[0]
 
-    def average_delta(self, a: Method, b: Method) -> tuple[Estimate, float] | None:
+    def average_delta(
+        self, a: Method, b: Method, columns: Sequence[Column] | None = None
+    ) -> tuple[Estimate, float] | None:
         """Difference of two averages, paired by prompt within every column."""
-        left, right = ([self.terms(column, method) for column in self.columns] for method in (a, b))
+        columns = self.columns if columns is None else columns
+        left, right = ([self.terms(column, method) for column in columns] for method in (a, b))
         pairs = [(x, y) for x, y in zip(left, right, strict=True) if x and y and x.prompts == y.prompts]
-        if len(pairs) < max(2, len(self.columns)) or not all(x.den.sum() and y.den.sum() for x, y in pairs):
+        if len(pairs) < max(2, len(columns)) or not all(x.den.sum() and y.den.sum() for x, y in pairs):
             return None
         return stats.mean_of_ratios(
             [(x.num, x.den) for x, _ in pairs], [(y.num, y.den) for _, y in pairs], resamples=self.resamples

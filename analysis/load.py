@@ -155,27 +155,30 @@ class Library:
         training = {name: value for name, value in (card.get("training") or {}).items() if name != "step"}
         return self.method({**card, "training": training})
 
-    def label(self, method: Method) -> str:
-        """The method's name in a table, with whatever tells it apart from others of the same name."""
-        twins = [other for other in self.methods if other.label == method.label and other.role == method.role]
+    def label(self, method: Method, among: Iterable[Method] | None = None) -> str:
+        """The method's name in a table, with whatever tells it apart from others of the same name (in that block)."""
+        others = self.methods if among is None else among
+        twins = [other for other in others if other.label == method.label and other.role == method.role]
         names = dict.fromkeys(name for twin in twins for name, _ in twin.setting)
         differing = [name for name in names if len({str(twin.get(name)) for twin in twins}) > 1]
         words = [f"{name}={str(method.get(name))[:12]}" for name in differing if method.get(name) not in (None, "")]
-        words += [method.variant] if method.variant else []
+        words += [method.variant] if method.variant and (among is None or len(twins) > 1) else []
         return f"{method.label} ({', '.join(words)})" if words else method.label
 
     @cached_property
     def methods(self) -> list[Method]:
         """Every method whose numbers a table or a figure could hold."""
-        found = {self.method(card) for card in self._cards()}
+        found = {self.method(card) for card in self.cards()}
         found |= {self.trained(record) for record in self.of("train")}
         found |= {self.run_of(card) for record in self.of("tar") for card in record.facts["students"]}
         found |= {self.method(card) for record in self.of("landscape") for card in record.facts["students"]}
         return sorted(found, key=lambda method: method.order)
 
     def base_of(self, method: Method, among: Iterable[Method]) -> Method | None:
-        """The set-up without the gate that differs least from `method`."""
+        """The set-up without the gate that differs least from `method`, of the same teacher and the same start."""
+        pair = (method.get("teacher"), method.get("start"))
         candidates = [other for other in among if other.label == method.base and other != method]
+        candidates = [other for other in candidates if (other.get("teacher"), other.get("start")) == pair]
         apart = {other: len(set(other.setting) ^ set(method.setting)) for other in candidates}
         return min(candidates, key=lambda other: (apart[other], other.order), default=None)
 
@@ -249,7 +252,7 @@ class Library:
     def _measurement(self, column: Column, card: Card, terms: Terms, record: Record) -> Measurement:
         return Measurement(column, self.method(card), card.get("seed"), terms, record)
 
-    def _cards(self) -> Iterator[Card]:
+    def cards(self) -> Iterator[Card]:
         for record in self.records:
             for name in _MEASURED.get(record.verb, ()):
                 found = record.facts.get(name) or {}
@@ -259,7 +262,7 @@ class Library:
     def _ambiguous(self) -> set[tuple[str, tuple[tuple[str, Any], ...]]]:
         """Set-ups under which two different students of one seed were measured: they must not be pooled."""
         weights: dict[Any, set[Any]] = defaultdict(set)
-        for card in self._cards():
+        for card in self.cards():
             weights[(self._identity(card), card.get("seed"))].add(card.get("fingerprint"))
         return {identity for (identity, _), found in weights.items() if len(found) > 1}
 
@@ -271,7 +274,7 @@ class Library:
     @cached_property
     def _namesakes(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = defaultdict(set)
-        for card in self._cards():
+        for card in self.cards():
             found[_folder(card)].add(_source(card))
         return found
 

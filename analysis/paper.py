@@ -1,8 +1,9 @@
 """What did the paper print? Its tables as data, to stand beside ours.
 
 The files are those under reports/paper: a checkout has them there, an installed package carries them with it. Only
-names decide what is the same: a target, a draft model and a method that are called alike once what merely describes a
-release (its size of context, "instruct", the owner on a hub) is taken off. Nothing is computed from the numbers.
+names decide what is the same: models and methods that are called alike once what merely describes a release (its size
+of context, "instruct", the owner on a hub) is taken off. Nothing is computed from the numbers. `beside` decides what
+else must be the same before two numbers stand beside each other.
 """
 
 from __future__ import annotations
@@ -25,17 +26,36 @@ NOTE = (
     "target, draft model and method have the same names."
 )
 _PLACES = (Path(__file__).parent / "published", Path(__file__).parents[1] / "reports" / "paper")
-_RELEASE = re.compile(r"^(instruct|chat|it|hf|base|\d+k)$")
-_COLUMNS = {5: ("target", "draft", "method", "speedup", "acceptance")}
+_RELEASE = re.compile(r"^(instruct|inst|chat|it|hf|base|\d+k)$")
+VISION = ("mmbench_v11", "mmstar", "mmmu_val", "mathvista", "ocrbench", "ai2d", "hallusionbench", "mmvet")
+_WIN_SETS = ("alpacaeval", "evol_instruct", "ultrafeedback")
+_GATES = ("method", "verifier", "k", "beta", "avg_win_rate")
+_COLUMNS = {
+    1: ("pair", "method", "base_method", *_WIN_SETS, "avg", *(f"delta_{name}" for name in (*_WIN_SETS, "avg"))),
+    2: ("pair", "method", "base_method", "task", "pass_at_1"),
+    3: ("model", *VISION, "average"),
+    4: _GATES,
+    5: ("target", "draft", "method", "speedup", "acceptance"),
+    6: _GATES,
+}
+# What the paper's short names stand for on the hub, where taking the release off is not enough. Section 5.1 names the
+# models; of Mistral's versions it names none, and the one here is that of the scripts released with DistiLLM-2.
+_ALIASES = {
+    "mistral-7b-v0.2": "mistral-7b",
+    "h2o-danube2-1.8b": "danube2-1.8b",
+    "deepseek-coder-6.7b": "ds-coder-6.9b",
+    "ds-coder-6.7b": "ds-coder-6.9b",
+    "deepseek-coder-1.3b": "ds-coder-1.3b",
+}
 
 
 def published(number: int, places: tuple[Path, ...] = _PLACES) -> list[Row]:
     """The rows of one of the paper's tables, as text with the digits that it printed.
 
-    Raises InputError for a table that is not set beside ours, and where its file is missing or has other columns.
+    Raises InputError where there is no such table, and where its file is missing or has other columns.
     """
     if number not in _COLUMNS:
-        raise InputError(f"--paper sets the published numbers beside table 5 alone, not table {number}: leave it out")
+        raise InputError(f"there is no table {number} in the paper: ask for 1 to {max(_COLUMNS)}")
     paths = [place / f"table{number}.csv" for place in places]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -58,7 +78,15 @@ def model_name(text: str) -> str:
     phi-3-medium.
     """
     parts = text.rstrip("/").rpartition("/")[2].lower().split("-")
-    return "-".join(part for part in parts if not _RELEASE.match(part))
+    name = "-".join(part for part in parts if not _RELEASE.match(part))
+    return _ALIASES.get(name, name)
+
+
+def pair_names(text: str) -> tuple[str, str]:
+    """Teacher and student of a printed pair: "Qwen2-Math-7B-Inst -> 1.5B" is qwen2-math-7b and qwen2-math-1.5b."""
+    teacher, student = (model_name(part.strip()) for part in text.split("->"))
+    # Table 2 prints a student by its size alone: it is the teacher's family in that size.
+    return teacher, student if "-" in student else f"{teacher.rpartition('-')[0]}-{student}"
 
 
 def method_name(text: str) -> str:

@@ -60,12 +60,14 @@ def speed_table(records: Library, resamples: int, printed: Sequence[paper.Row] =
         "same count of tokens, each prompt's median over repetitions, summed over prompts; decode only: without the "
         "prompt's prefill. Predicted (decode only): from the target's own text read again and the cost of a call. "
         "accepted / tested: share of drafted tokens accepted among those the target examined; accepted / drafted: "
-        "among all drafted; tokens per target call: the target's own included. Brackets: 95 % interval, percentile "
-        f"bootstrap over prompts, {resamples:,} resamples."
+        "among all drafted; tokens per target call: the target's own included."
     )
+    intervals = f"95 % interval, percentile bootstrap over prompts, {resamples:,} resamples."
     notes += [paper.NOTE] if printed else []
     title = "Table 5. Speculative decoding."
-    return Table("table5", title, caption, layout.columns, tuple(blocks), tuple(notes), stub="Draft")
+    return Table(
+        *("table5", title, caption, layout.columns, tuple(blocks), tuple(notes)), stub="Draft", intervals=intervals
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ MISSING = "—"
 UNSURE = "°"  # the interval of the difference contains 0, that of the ratio 1
 HOLDS = "*"  # Holm-adjusted p < .05
 Style = Literal["plain", "best", "second", "delta", "unsure", "mark", "interval"]
+Ci = Literal["inline", "row", "none"]  # intervals behind the number, in a row below it, or in the JSON alone
+_LISTED = 6  # cells that a note names one by one
 
 
 class Span(NamedTuple):
@@ -31,7 +33,8 @@ class Span(NamedTuple):
 class Cell:
     """One entry: a number in display units, or a word. An empty cell is a missing value.
 
-    `ratio` says that the delta is a ratio to the base's number, not a difference.
+    `ratio` says that the delta is a ratio to the base's number, not a difference. `base` is that number, `error` and
+    `delta_error` are cluster-robust standard errors of value and delta; all three are for notes and the JSON twin.
     """
 
     value: Estimate | None = None
@@ -47,6 +50,9 @@ class Cell:
     second: bool = False
     seeds: tuple[tuple[int | None, float], ...] = ()
     records: tuple[str, ...] = ()
+    base: float | None = None
+    error: float = float("nan")
+    delta_error: float = float("nan")
 
     @property
     def present(self) -> bool:
@@ -58,12 +64,17 @@ class Cell:
         assert self.value is not None
         return f"{self.prefix}{number(self.value.value, self.digits)}"
 
-    def spans(self) -> list[Span]:
-        """The cell's text, piece by piece."""
+    @property
+    def emphasis(self) -> Style:
+        """How the number itself is set."""
+        return "best" if self.best else "second" if self.second else "plain"
+
+    def spans(self, intervals: bool = True) -> list[Span]:
+        """The cell's text, piece by piece; the number first."""
         if self.text or not self.present:
             return [Span(self.text or MISSING)]
         assert self.value is not None
-        spans = [Span(self.printed, "best" if self.best else "second" if self.second else "plain")]
+        spans = [Span(self.printed, self.emphasis)]
         if self.delta is not None and not math.isnan(self.delta.value):
             unsure = not self.delta.excludes(1 if self.ratio else 0)
             value = self.delta.value
@@ -71,9 +82,18 @@ class Cell:
             spans.append(Span(f" ({told})", "unsure" if unsure else "delta"))
             if unsure or self.p_holm < 0.05:
                 spans.append(Span(UNSURE if unsure else HOLDS, "mark"))
-        if self.value.spread:
+        if intervals and self.value.spread:
             spans.append(Span(interval(self.value, self.interval_digits), "interval"))
         return spans
+
+    def below(self) -> list[Span]:
+        """What stands in the row of intervals: the number's, and in parentheses that of its difference."""
+        if self.text or not self.present or self.value is None:
+            return []
+        words = interval(self.value, self.interval_digits) if self.value.spread else ""
+        if self.delta is not None and self.delta.spread:
+            words += f" ({interval(self.delta, self.interval_digits)})"
+        return [Span(words.strip(), "interval")] if words else []
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,11 @@ class Row:
     ranked: bool = True
     indent: bool = False
 
+    @property
+    def spread(self) -> bool:
+        """Whether a number of the row has an interval."""
+        return any(cell.below() for cell in self.cells)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -105,7 +130,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be written: `caption` is one paragraph, `notes` are short lines below."""
+    """A table ready to be written: `caption` is one paragraph, `notes` are short lines below.
+
+    `intervals` says in words how the intervals were made; where they stand is the writer's to say.
+    """
 
     name: str
     title: str
@@ -115,6 +143,16 @@ class Table:
     notes: tuple[str, ...] = ()
     stub: str = "Method"
     facts: dict[str, Any] = field(default_factory=dict)
+    intervals: str = ""
+
+    def told(self, ci: Ci = "inline") -> str:
+        """The caption with the sentence about intervals that fits where they stand."""
+        where = {
+            "inline": "Brackets: ",
+            "row": "Below each number, and in parentheses below its difference: ",
+            "none": "In the JSON twin alone: ",
+        }[ci]
+        return f"{self.caption} {where}{self.intervals}" if self.intervals else self.caption
 
 
 def number(value: float, digits: int) -> str:
@@ -144,8 +182,36 @@ def verdict(estimate: Estimate, null: float, words: tuple[str, str, str]) -> str
 
 
 def finish(table: Table) -> Table:
-    """Mark best and second and adjust p-values, block by block; the family of Holm is the block."""
-    return dataclasses.replace(table, blocks=tuple(_finish_block(block, table.columns) for block in table.blocks))
+    """Mark best and second and adjust p-values, block by block; the family of Holm is the block. Where rounding makes
+    the printed numbers differ by something else than the printed difference, a note says so.
+    """
+    blocks = tuple(_finish_block(block, table.columns) for block in table.blocks)
+    return dataclasses.replace(table, blocks=blocks, notes=(*table.notes, *_rounding(blocks, table.columns)))
+
+
+def _rounding(blocks: tuple[Block, ...], columns: tuple[Column, ...]) -> list[str]:
+    """One note that names the differences which the printed numbers do not give."""
+    found = [
+        f"{row.label}, {column.label}: {number(cell.value.value, cell.digits)} less {number(cell.base, cell.digits)}, "
+        f"printed {signed(cell.delta.value, cell.digits)}"
+        for block in blocks
+        for row in block.rows
+        for column, cell in zip(columns, row.cells, strict=True)
+        if cell.present and cell.value and cell.delta and not cell.ratio and cell.base is not None
+        if not math.isnan(cell.delta.value) and _apart(cell.value.value, cell.base, cell.delta.value, cell.digits)
+    ]
+    if not found:
+        return []
+    rest = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return [
+        "Differences are rounded after they are taken, so some are not those of the printed numbers: "
+        f"{'; '.join(found[:_LISTED])}{rest}."
+    ]
+
+
+def _apart(value: float, base: float, delta: float, digits: int) -> bool:
+    shown = round(value, digits) - round(base, digits)
+    return abs(shown - round(delta, digits)) > 0.5 * 10.0**-digits
 
 
 def _finish_block(block: Block, columns: tuple[Column, ...]) -> Block:

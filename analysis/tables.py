@@ -1,41 +1,42 @@
-"""The verb `table`: the paper's Tables 1, 2, 4, 5 and 6 from our records.
+"""The verb `table`: the paper's Tables 1 to 6 from our records.
 
-1 win rates, 2 pass@1, 4 and 6 the ablation over verifier, k and beta, 5 speculative decoding. Table 3 compares
-vision-language models and is out of scope. Every number comes with n and a 95 % interval, every difference is
-paired by prompt, and whatever was not measured is a dash. Written as Markdown, LaTeX and a JSON twin.
+1 win rates, 2 pass@1, 3 vision-language benchmarks (imported: nothing here runs such models), 4 and 6 the ablation over
+verifier, k and beta, 5 speculative decoding. Several teacher-student pairs are blocks of one table. Every number comes
+with n and a 95 % interval, every difference is paired by prompt, and whatever was not measured is a dash. Written as
+Markdown, LaTeX, HTML and a JSON twin. What is said below a table is `table_notes`', what stands in a cell
+`table_cells`', the published numbers beside ours `beside`'s.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from analysis import writers
+from analysis import paper, table_cells, table_notes, writers
+from analysis.beside import Beside, benchmark, vision
 from analysis.files import put
 from analysis.grid import Grid
 from analysis.load import LIKELIHOOD_NOTE, Library, Method, library
-from analysis.paper import published
-from analysis.pass_columns import Column, outcomes
+from analysis.pairs import Block as PairBlock
+from analysis.pairs import Pairs
+from analysis.pass_columns import Column
 from analysis.protocols import one_protocol, protocols
 from analysis.speed_explanation import companions
 from analysis.speed_table import speed_table
-from analysis.table_ir import Block, Cell, Row, Table, finish, number
+from analysis.table_ir import Block, Cell, Ci, Row, Table, finish
 from analysis.table_ir import Column as TableColumn
-from selectkd_eval import stats, win_rates
+from selectkd_eval import win_rates
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import TableOptions
 
 JUDGED = (1, 4, 6)  # the tables that hold win rates
-LEGEND = (
-    "In parentheses: paired difference to the method without the gate, in points; ° its 95 % interval contains 0; "
-    "* Holm-adjusted p < .05 within the table block, of a permutation test that swaps the two methods prompt by "
-    "prompt. Bold: best student, underlined: second; equal at the printed precision ranks equal. — not measured."
-)
+LEGEND = table_notes.LEGEND
+_HEADS = {"passk": "pass@1 (%)", "winrate": "Win rate (%)"}
 
 
 def run(options: TableOptions) -> int | None:
-    """Write one table in three formats and print its Markdown."""
+    """Write one table in four formats and print its Markdown."""
     records = library(options.records)
     if options.number in JUDGED:
         records = one_protocol(records, options.protocol)
@@ -43,62 +44,83 @@ def run(options: TableOptions) -> int | None:
     if options.number == 5:
         made += companions(records, options.resamples)
     for table in made:
-        for path in write(table, options.out):
+        for path in write(table, options.out, options.ci, options.siunitx):
             print(f"wrote {path}", file=sys.stderr)
-    print("\n".join(map(writers.markdown, made)), end="")
+    print("\n".join(writers.markdown(table, options.ci) for table in made), end="")
     return None
 
 
-def write(table: Table, out: Path) -> list[Path]:
-    """The .md, .tex and .json of a table."""
-    kinds = ((".md", writers.markdown), (".tex", writers.latex), (".json", writers.twin))
-    return [put(out / f"{table.name}{suffix}", writer(table)) for suffix, writer in kinds]
+def write(table: Table, out: Path, ci: Ci = "inline", siunitx: bool = False) -> list[Path]:
+    """The .md, .tex, .html and .json of a table; `ci` and `siunitx` as in the options of `table`."""
+    texts = {
+        ".md": writers.markdown(table, ci),
+        ".tex": writers.latex(table, ci, siunitx),
+        ".html": writers.page(table, ci),
+        ".json": writers.twin(table),
+    }
+    return [put(out / f"{table.name}{suffix}", text) for suffix, text in texts.items()]
 
 
 def build(number: int, records: Library, resamples: int, *, paper: bool = False) -> Table:
     """Table `number` of the paper from these records, with `paper` beside the published numbers; an InputError when
     they hold nothing for it, or when their win rates follow several protocols.
     """
-    printed = published(number) if paper else []
-    builders: dict[int, Callable[[Library, int], Table]] = {
+    builders: dict[int, Callable[[Library, int, bool], Table]] = {
         1: win_rate_table,
         2: pass_table,
-        4: lambda records, resamples: ablation_table(records, resamples, 4),
-        5: lambda records, resamples: speed_table(records, resamples, printed),
-        6: lambda records, resamples: ablation_table(records, resamples, 6),
+        3: vision_table,
+        4: lambda records, resamples, paper: ablation_table(records, resamples, 4, paper),
+        5: _speed_table,
+        6: lambda records, resamples, paper: ablation_table(records, resamples, 6, paper),
     }
-    if number == 3:
-        raise InputError(
-            "table 3 compares vision-language models, which this program does not run: ask for 1, 2, 4, 5 or 6"
-        )
+    if number not in builders:
+        raise InputError(f"there is no table {number} in the paper: ask for 1, 2, 3, 4, 5 or 6")
     if number in JUDGED and len(protocols(records)) > 1:
         records = one_protocol(records, "")
-    if number not in builders:
-        raise InputError(f"there is no table {number} in the paper: ask for 1, 2, 4, 5 or 6")
-    return finish(builders[number](records, resamples))
+    return finish(builders[number](records, resamples, paper))
 
 
-def win_rate_table(records: Library, resamples: int) -> Table:
+def win_rate_table(records: Library, resamples: int, printed: bool = False) -> Table:
     """Table 1: win rates in percent, one column per prompt set, baseline, judge and protocol."""
     grid = _grid(records, "winrate", resamples, "table 1 needs winrate records")
     judges = sorted({_judge(column) for column in grid.columns})
     rules = sorted({win_rates.TIES[str(column.get("ties"))] for column in grid.columns})
-    caption = f"Win rate in percent; judge: {'; '.join(judges)}; {'; '.join(rules)}. {_sample(grid)}"
-    return _measured_table("table1", "Table 1. Win rates.", caption, grid, [*_verdict_notes(grid)])
+    rows = _Rows(grid, Beside(1, [grid]) if printed else None)
+    caption = f"Win rate in percent; judge: {'; '.join(judges)}; {'; '.join(rules)}. {table_notes.sample(grid)}"
+    return rows.table("table1", "Table 1. Win rates.", caption, table_notes.verdict_notes(grid, rows.name))
 
 
-def pass_table(records: Library, resamples: int) -> Table:
-    """Table 2: pass@1 in percent, one column per task."""
-    grid = _grid(records, "passk", resamples, "table 2 needs passk records")
+def pass_table(records: Library, resamples: int, printed: bool = False) -> Table:
+    """Table 2: pass@1 in percent, one column per task; the vision benchmarks are Table 3's."""
+    grid = _grid(records, "passk", resamples, "table 2 needs passk records", lambda column: not vision(column))
+    rows = _Rows(grid, Beside(2, [grid]) if printed else None)
     graders = sorted({f"{column.label}: {column.get('grader')}" for column in grid.columns if column.get("grader")})
-    caption = f"pass@1 in percent. {_sample(grid)}"
-    notes = [*(f"Grader of {grader}." for grader in graders), *_outcome_notes(grid)]
-    return _measured_table("table2", "Table 2. pass@1.", caption, grid, notes)
+    notes = [*(f"Grader of {grader}." for grader in graders), *table_notes.outcome_notes(grid, rows.name)]
+    return rows.table("table2", "Table 2. pass@1.", f"pass@1 in percent. {table_notes.sample(grid)}", notes)
 
 
-def ablation_table(records: Library, resamples: int, number: int = 4) -> Table:
+def vision_table(records: Library, resamples: int, printed: bool = False) -> Table:
+    """Table 3: the paper's vision-language benchmarks, from imported samples; all models compete."""
+    grid = Grid(records, "passk", resamples, vision)
+    if not grid.columns:
+        raise InputError(
+            "table 3 needs records of its vision-language benchmarks, and nothing here runs such models: measure them "
+            f"elsewhere and `import` the samples, with tasks named {', '.join(paper.VISION)}"
+        )
+    grid.columns.sort(key=lambda column: paper.VISION.index(benchmark(column)))
+    rows = _Rows(grid, Beside(3, [grid]) if printed else None, everyone=True)
+    caption = f"Accuracy in percent, as imported. {table_notes.sample(grid)}"
+    return rows.table("table3", "Table 3. Vision-language models.", caption, [], stub="Model")
+
+
+def _speed_table(records: Library, resamples: int, printed: bool) -> Table:
+    return speed_table(records, resamples, paper.published(5) if printed else [])
+
+
+def ablation_table(records: Library, resamples: int, number: int = 4, printed: bool = False) -> Table:
     """Tables 4 and 6: every trained set-up by verifier, k and beta, on whatever was measured."""
-    grids = [grid for kind in ("winrate", "passk") if (grid := Grid(records, kind, resamples)).columns]
+    found = [grid for kind in _HEADS if (grid := Grid(records, kind, resamples, _not_vision)).columns]  # type: ignore[arg-type]
+    grids = sorted(found, key=lambda grid: grid.kind, reverse=True)
     methods = sorted(
         {m for grid in grids for m in grid.methods if m.role == "student" and m.get("verifier")},
         key=lambda method: method.order,
@@ -107,70 +129,112 @@ def ablation_table(records: Library, resamples: int, number: int = 4) -> Table:
         raise InputError(
             f"table {number} needs passk or winrate records of students trained here: train and measure some"
         )
+    beside = Beside(number, grids) if printed else None
     columns = [TableColumn(label, better=None) for label in ("Verification", "k", "β")]
-    columns += [
-        TableColumn(grid.label(column), {"passk": "pass@1 (%)", "winrate": "Win rate (%)"}[grid.kind])
-        for grid in grids
-        for column in grid.columns
-    ]
-    rows = []
-    for method in methods:
-        words = [Cell(text=str(word)) for word in _gate(method)]
-        cells = [_cell(grid, column, method) for grid in grids for column in grid.columns]
-        rows.append(Row(records.label(method), (*words, *cells)))
-    caption = f"Verifier, k and β; differences to the method without the gate. {_sample(*grids)}"
+    for grid in grids:
+        columns += [TableColumn(grid.label(column), _HEADS[grid.kind]) for column in grid.columns]
+        columns += [TableColumn("AVG", _HEADS[grid.kind])] if len(grid.columns) > 1 else []
+    blocks, name = [], _Names(records, methods)
+    for block in name.blocks:
+        rows = []
+        for method in block.methods:
+            cells = [Cell(text=word) for word in _gate(method)]
+            for grid in grids:
+                cells += [table_cells.measured(grid, column, method) for column in grid.columns]
+                cells += [table_cells.average(grid, method, grid.columns)] if len(grid.columns) > 1 else []
+            rows.append(Row(name.within(block, method), (*cells, *_published(beside, block, method))))
+        blocks.append(Block(block.title, tuple(rows)))
     judges = sorted({_judge(column) for grid in grids for column in grid.columns if column.kind == "winrate"})
-    notes = [LEGEND, *(f"Judge: {judge}." for judge in judges), *(note for grid in grids for note in _notes(grid))]
-    title = f"Table {number}. Ablation of the gate."
-    return Table(f"table{number}", title, caption, tuple(columns), (Block("", tuple(rows)),), tuple(notes))
-
-
-def _measured_table(name: str, title: str, caption: str, grid: Grid, notes: Iterable[str]) -> Table:
-    columns = [TableColumn(grid.label(column)) for column in grid.columns]
-    averaged = len(columns) > 1
-    rows = []
-    for method in grid.methods:
-        cells = [_cell(grid, column, method) for column in grid.columns]
-        if averaged:
-            cells.append(_average(grid, method))
-        based = any(grid.base_of(column, method) for column in grid.columns)
-        label = grid.library.label(method)
-        rows.append(Row(label, tuple(cells), ranked=method.role == "student", indent=based))
-    if averaged:
-        columns.append(TableColumn("AVG"))
-    facts = {grid.label(column): dict(column.key) for column in grid.columns}
-    notes = [LEGEND, *notes, *_notes(grid)]
-    return Table(name, title, caption, tuple(columns), (Block("", tuple(rows)),), tuple(notes), facts=facts)
-
-
-def _cell(grid: Grid, column: Column, method: Method) -> Cell:
-    value = grid.estimate(column, method)
-    if value is None:
-        return Cell()
-    base = grid.base_of(column, method)
-    delta, p = (grid.delta(column, method, base) if base else None) or (None, float("nan"))
-    return Cell(
-        value=value.scaled(100),
-        delta=delta.scaled(100) if delta else None,
-        p=p,
-        seeds=tuple((seed, 100 * share) for seed, share in grid.seeds(column, method)),
-        records=grid.sources(column, method),
+    notes = [LEGEND, *(f"Judge: {judge}." for judge in judges), *table_notes.notes(grids, name)]
+    return Table(
+        f"table{number}",
+        f"Table {number}. Ablation of the gate.",
+        f"Verifier, k and β; differences to the method without the gate. {table_notes.sample(*grids)}",
+        (*columns, *(beside.columns if beside else ())),
+        tuple(blocks),
+        (*notes, *(beside.notes if beside else ())),
+        intervals=table_notes.intervals(resamples),
     )
 
 
-def _average(grid: Grid, method: Method) -> Cell:
-    value = grid.average(method)
-    if value is None:
-        return Cell()
-    bases = {grid.base_of(column, method) for column in grid.columns}
-    base = bases.pop() if len(bases) == 1 else None
-    delta, p = (grid.average_delta(method, base) if base else None) or (None, float("nan"))
-    names = sorted({name for column in grid.columns for name in grid.sources(column, method)})
-    return Cell(value.scaled(100), "", delta.scaled(100) if delta else None, p, records=tuple(names))
+class _Names:
+    """The blocks of a table, and what a method is called within its block and in a note."""
+
+    def __init__(self, records: Library, methods: Iterable[Method]) -> None:
+        self.library = records
+        self.blocks = Pairs(records).blocks(methods)
+
+    def within(self, block: PairBlock, method: Method) -> str:
+        """A row's label: what tells it from the other rows of its block."""
+        return self.library.label(method, block.methods if len(self.blocks) > 1 else None)
+
+    def __call__(self, method: Method) -> str:
+        own = [block for block in self.blocks if method in block.methods]
+        if len(self.blocks) == 1 or len(own) != 1:
+            return self.library.label(method)
+        return f"{self.within(own[0], method)} ({own[0].title})"
 
 
-def _grid(records: Library, kind: str, resamples: int, need: str) -> Grid:
-    grid = Grid(records, kind, resamples)  # type: ignore[arg-type]
+class _Rows:
+    """A grid as a table: a column per column and their average, a block per teacher-student pair."""
+
+    def __init__(self, grid: Grid, beside: Beside | None, everyone: bool = False) -> None:
+        self.grid = grid
+        self.beside = beside
+        self.everyone = everyone
+        self.name = _Names(grid.library, grid.methods)
+        self.averaged = len(grid.columns) > 1
+
+    def table(self, name: str, title: str, caption: str, notes: Sequence[str], stub: str = "Method") -> Table:
+        """The table with its notes: the legend, those given, and what all tables say."""
+        columns = [TableColumn(self.grid.label(column)) for column in self.grid.columns]
+        columns += [TableColumn("AVG")] if self.averaged else []
+        more = table_notes.notes([self.grid], self.name)
+        legend = LEGEND.replace("best student", "best model") if self.everyone else LEGEND
+        if len(self.name.blocks) > 1 and self.averaged:
+            more.append("AVG of a block: the mean over the columns on which its models were measured.")
+        return Table(
+            name,
+            title,
+            caption,
+            (*columns, *(self.beside.columns if self.beside else ())),
+            tuple(self._block(block) for block in self.name.blocks),
+            (legend, *notes, *more, *(self.beside.notes if self.beside else ())),
+            stub=stub,
+            facts={self.grid.label(column): dict(column.key) for column in self.grid.columns},
+            intervals=table_notes.intervals(self.grid.resamples),
+        )
+
+    def _block(self, block: PairBlock) -> Block:
+        grid = self.grid
+        here = [column for column in grid.columns if any((column, m) in grid.found for m in block.methods)]
+        rows = []
+        for method in block.methods:
+            cells = [table_cells.measured(grid, column, method) for column in grid.columns]
+            cells += [table_cells.average(grid, method, here)] if self.averaged else []
+            rows.append(
+                Row(
+                    self.name.within(block, method),
+                    (*cells, *_published(self.beside, block, method)),
+                    ranked=self.everyone or method.role == "student",
+                    indent=any(grid.base_of(column, method) for column in grid.columns),
+                )
+            )
+        return Block(block.title, tuple(rows))
+
+
+def _published(beside: Beside | None, block: PairBlock, method: Method) -> tuple[Cell, ...]:
+    return beside.cells(block.pair, method) if beside else ()
+
+
+def _not_vision(column: Column) -> bool:
+    return not vision(column)
+
+
+def _grid(
+    records: Library, kind: str, resamples: int, need: str, keep: Callable[[Column], bool] = lambda column: True
+) -> Grid:
+    grid = Grid(records, kind, resamples, keep)  # type: ignore[arg-type]
     if not grid.columns:
         have = ", ".join(sorted({record.verb for record in records.records}))
         raise InputError(f"{need}, and these records are of {have} only: run `selectkd-eval {kind}` first")
@@ -194,85 +258,3 @@ def _judge(column: Column) -> str:
     kind, name = column.get("judge_kind"), column.get("judge")
     note = f" ({LIKELIHOOD_NOTE})" if kind == "likelihood" else " (replayed)" if kind == "replay" else ""
     return f"{name}{note}, protocol {column.get('protocol') or 'unnamed'}"
-
-
-def _sample(*grids: Grid) -> str:
-    """How many prompts and seeds stand behind the numbers, and how the intervals were made."""
-    sizes, seeds = [], set()
-    for grid in grids:
-        for column in grid.columns:
-            counts = sorted({len(t.prompts) for m in grid.methods if (t := grid.terms(column, m)) is not None})
-            sizes.append(f"{grid.label(column)} n = {' or '.join(f'{count:,}' for count in counts)} prompts")
-            seeds |= {len(grid.seeds(column, m)) for m in grid.methods if m.role == "student"} - {0}
-    plural = "" if seeds == {1} else "s"
-    trained = f" {' or '.join(map(str, sorted(seeds)))} training seed{plural} per student, pooled." if seeds else ""
-    return (
-        f"{'; '.join(sizes)}.{trained} Brackets: 95 % interval, percentile bootstrap over prompts with all seeds of "
-        f"a prompt together, {grids[0].resamples:,} resamples (Wilson's where fewer than {stats.RARE} succeed, "
-        "fail or differ from the rest); it holds for the students trained."
-    )
-
-
-def _notes(grid: Grid) -> list[str]:
-    """Per-seed values, failures and refused comparisons."""
-    notes = []
-    for column in grid.columns:
-        parts = []
-        for method in grid.methods:
-            seeds = grid.seeds(column, method)
-            if len(seeds) > 1:
-                values = ", ".join(number(100 * v, 2) for _, v in seeds)
-                parts.append(f"{grid.library.label(method)} {values}{_crossed(grid, column, method)}")
-        if parts:
-            notes.append(
-                f"Per training seed, {grid.label(column)} (brackets: prompts and seeds both resampled, the wider "
-                f"interval that also covers another training): {'; '.join(parts)}."
-            )
-        if settled := _detectable(grid, column):
-            notes.append(
-                f"Smallest difference that {grid.label(column)} settles (80 % power, 5 % two-sided, one comparison): "
-                f"{settled} points."
-            )
-    failed = {f.record.path.name: len(f.record.failed) for found in grid.found.values() for f in found}
-    if total := sum(failed.values()):
-        notes.append(f"{total} failed rows in {sum(map(bool, failed.values()))} records are in no number.")
-    return notes + grid.notes
-
-
-def _crossed(grid: Grid, column: Column, method: Method) -> str:
-    value = grid.crossed(column, method)
-    return f" [{number(100 * value.low, 2)}, {number(100 * value.high, 2)}]" if value else ""
-
-
-def _detectable(grid: Grid, column: Column) -> str:
-    """From the intervals of the column's differences, the narrowest and the widest."""
-    pairs = [(method, base) for method in grid.methods if (base := grid.base_of(column, method))]
-    deltas = [found[0] for method, base in pairs if (found := grid.delta(column, method, base))]
-    sizes = {number(100 * stats.detectable(delta.half_width / stats.Z), 1) for delta in deltas if delta.n}
-    return " to ".join(sorted({min(sizes, key=float), max(sizes, key=float)}, key=float)) if sizes else ""
-
-
-def _outcome_notes(grid: Grid) -> list[str]:
-    notes = []
-    for column in grid.columns:
-        parts = []
-        for method in grid.methods:
-            found = [f.record for f in grid.found.get((column, method), [])]
-            if words := ", ".join(outcomes(found, str(column.get("task")))):
-                parts.append(f"{grid.library.label(method)} {words}")
-        if parts:
-            notes.append(f"Behind {grid.label(column)}: {'; '.join(parts)}.")
-    return notes
-
-
-def _verdict_notes(grid: Grid) -> list[str]:
-    notes = []
-    for column in grid.columns:
-        for method in grid.methods:
-            found = grid.found.get((column, method), [])
-            if not found:
-                continue
-            counts = win_rates.verdict_counts([row for f in found for row in f.record.rows])
-            words = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
-            notes.append(f"Verdicts, {grid.library.label(method)}, {grid.label(column)}: {words}.")
-    return notes

@@ -280,7 +280,8 @@ class Plan:
     def figures(self) -> Iterator[Job]:
         """Every figure, as files; the page holds them too."""
         for what in FIGURES:
-            yield Job("figure", FigureOptions(what=what, records=self.records, out=self.root / "figures"))
+            options = FigureOptions(what=what, records=self.records, out=self.root / "figures")  # type: ignore[arg-type]
+            yield Job("figure", options)
 
     def report(self) -> Job:
         """The page."""
