@@ -119,7 +119,12 @@ def _kinds(kind: type | tuple[type, ...]) -> tuple[type, ...]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # a character's half can be spelled in JSON, and no file can hold it
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half a character (\\ud800 to \\udfff alone): correct it") from None
     except json.JSONDecodeError as error:
         said = f"{error.msg.removesuffix(' at')}, line {error.lineno} column {error.colno}"
         raise InputError(f"{where} is not valid JSON ({said}): give the whole file as its tool wrote it") from None

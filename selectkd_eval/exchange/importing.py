@@ -39,7 +39,11 @@ def run(options: ImportOptions) -> int:
         raise InputError(f"--baseline belongs to Spec-Bench's answers, and these are {kind}'s: leave it out")
     if options.metric and kind != "lm-eval":
         raise InputError(f"--metric belongs to lm-eval's results, and these are {kind}'s: leave it out")
-    wanted = KINDS[kind][1](options, paths)
+    try:
+        wanted = KINDS[kind][1](options, paths)
+    except InputError as error:
+        # A name that a foreign file gives may hold line ends, and what is said is one line.
+        raise InputError(" ".join(str(error).split())) from None
     # All of them before a line is printed: whoever looks at the first lines alone (`| head`) loses no record.
     written = [(_write(found, len(wanted) > 1), found.lines) for found in wanted]
     for record, lines in written:

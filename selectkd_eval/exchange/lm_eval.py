@@ -188,12 +188,12 @@ def _generation(run: Results, tasks: Sequence[Task]) -> dict[str, Any]:
             continue
         greedy = given.get("do_sample") is False or not given.get("temperature")
         sampled |= not greedy
-        stops = given.get("until") or []
+        stops = given.get("until")
         decoding[task.name] = {
-            "temperature": 0.0 if greedy else given["temperature"],
-            "top_p": given.get("top_p", 1.0),
-            "max_new_tokens": given.get("max_gen_toks", given.get("max_new_tokens")),
-            "stops": [stops] if isinstance(stops, str) else list(stops),
+            "temperature": 0.0 if greedy else _number(given.get("temperature")),
+            "top_p": _number(given.get("top_p", 1.0)),
+            "max_new_tokens": _number(given.get("max_gen_toks", given.get("max_new_tokens"))),
+            "stops": [stops] if isinstance(stops, str) else stops if isinstance(stops, list) else [],
         }
     return {
         "backend": f"{run.tool} {run.content.get('model_source') or ''}".strip(),
@@ -202,6 +202,10 @@ def _generation(run: Results, tasks: Sequence[Task]) -> dict[str, Any]:
         "decoding": decoding,
         "seeds": "as the run drew them" if sampled else "greedy, none",
     }
+
+
+def _number(value: Any) -> float | int | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _task(options: ImportOptions, run: Results, name: str, path: Path) -> Task:
