@@ -294,7 +294,7 @@ def _words(library: Library, record: Record) -> tuple[str, ...]:
         _decoding(facts),
         str(prompts.get("name", options.get("prompts", ""))),
         f"n = {len(decoded) or prompts.get('n', options.get('limit'))}",
-        f"{'exactly' if options.get('ignore_end') else 'at most'} {length} tokens",
+        *([f"{'exactly' if options.get('ignore_end') else 'at most'} {length} tokens"] if length else []),
         *([] if dtype == "float32" else [str(dtype)]),
     )
 

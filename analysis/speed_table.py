@@ -27,6 +27,7 @@ from analysis.speed import (
     speedup,
 )
 from analysis.table_ir import Block, Cell, Column, Row, Table
+from analysis.table_notes import imports
 from selectkd_eval import speeds
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
@@ -63,6 +64,7 @@ def speed_table(records: Library, resamples: int, printed: Sequence[paper.Row] =
         "among all drafted; tokens per target call: the target's own included."
     )
     intervals = f"95 % interval, percentile bootstrap over prompts, {resamples:,} resamples."
+    notes += imports(record for chosen in sets for record in chosen.records)
     notes += [paper.NOTE] if printed else []
     title = "Table 5. Speculative decoding."
     return Table(

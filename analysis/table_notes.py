@@ -7,7 +7,7 @@ numbers are the grid's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from analysis import aggregate
 from analysis.grid import Grid
@@ -15,6 +15,7 @@ from analysis.load import Method
 from analysis.pass_columns import Column, outcomes
 from analysis.table_ir import number, signed
 from selectkd_eval import stats, win_rates
+from selectkd_eval.records import Record, imported
 
 LEGEND = (
     "In parentheses: paired difference to the method without the gate, in points; ° its 95 % interval contains 0; "
@@ -54,12 +55,19 @@ def notes(grids: Sequence[Grid], name: Name) -> list[str]:
         for column in grid.columns:
             made += _by_column(grid, column, name)
     made += cross_check(grids, name)
+    made += imports(f.record for grid in grids for found in grid.found.values() for f in found)
     failed = {
         f.record.path.name: len(f.record.failed) for grid in grids for found in grid.found.values() for f in found
     }
     if total := sum(failed.values()):
         made.append(f"{total} failed rows in {sum(map(bool, failed.values()))} records are in no number.")
     return made + [note for grid in grids for note in grid.notes]
+
+
+def imports(records: Iterable[Record]) -> list[str]:
+    """Which records were not measured here, a line for each foreign file."""
+    named = {record.path.name: imported(record.facts) for record in records}
+    return [f"Not measured here: {name} was imported from {words}." for name, words in sorted(named.items()) if words]
 
 
 def all_rows(grids: Sequence[Grid]) -> list[str]:

@@ -166,10 +166,11 @@ def _sizes(rows: list[Row]) -> dict[int, int]:
 def _notes(facts: Facts, rows: list[Row], names: Sequence[str], foreseen: Foreseen, resamples: int) -> Iterator[str]:
     if words := imported(facts):
         yield f"imported, not measured here: {words}; {facts['rules']}"
-    yield (
-        f"[ ] 95 % over {_units(rows)}, medians of {_repetitions(rows)} repetitions, arms in turns within each prompt; "
-        "plain decoding against itself should cover 1"
-    )
+    how = f"[ ] 95 % over {_units(rows)}, medians of {_repetitions(rows)} repetitions"
+    if imported(facts):
+        yield f"{how}, each method timed apart: what the machine did meanwhile is in the ratio, and no control tells"
+    else:
+        yield f"{how}, arms in turns within each prompt; plain decoding against itself should cover 1"
     if min(_sizes(rows).values(), default=FEW) < FEW:
         yield (
             f"fewer than {FEW} of them: such intervals are too narrow (simulated, they cover 81 % with 4, 87 % with 8 "

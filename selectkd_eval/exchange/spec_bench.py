@@ -28,9 +28,8 @@ from selectkd_eval.verbs import ImportOptions
 TOOL = "Spec-Bench"
 ERROR = "ERROR"  # what evaluation/eval.py writes for a turn that failed
 RULES = (
-    "imported from Spec-Bench's files: a question's turns are one prompt; accepted tokens are what each target call "
-    "emitted less its own one; the files tell no draft length, and γ here is the most draft tokens that one call "
-    "accepted; text is compared as characters"
+    "a question's turns are one prompt; accepted tokens are what each target call emitted less its own one; the files "
+    "tell no draft length, and γ here is the most draft tokens that one call accepted; text is compared as characters"
 )
 _UNKNOWN = (
     *("cpu_s", "decode_s", "decode_tokens", "drafted", "tested", "draft_s", "verify_s", "accept_s", "crop_s"),
