@@ -158,6 +158,17 @@ def test_importing_twice_changes_nothing(made: Path, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_import_that_was_killed_goes_on(made: Path, tmp_path: Path) -> None:
+    """Half a line at the end, as SIGKILL leaves it."""
+    options = ImportOptions(files=(made,), metric=METRICS, out=tmp_path)
+    path = imported(options).path
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:9]) + lines[9][:30])
+    imported(options)
+    assert path.read_bytes() == whole
+
+
 def test_a_changed_file_is_not_mixed_into_the_old_record(copied: Path, tmp_path: Path) -> None:
     options = ImportOptions(files=(copied,), metric=METRICS, out=tmp_path / "records")
     imported(options)
