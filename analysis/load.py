@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from analysis import pass_columns
+from analysis import copies, pass_columns
 from analysis.pass_columns import Column
 from selectkd_eval import records, win_rates
 from selectkd_eval.errors import InputError
@@ -127,7 +127,7 @@ class Library:
     """The finished records of one directory, by verb, with their models grouped into methods."""
 
     def __init__(self, finished: Sequence[Record], unfinished: Sequence[Path] = ()) -> None:
-        self.records = sorted(finished, key=lambda record: record.path.name)
+        self.records, self.copies = copies.once(sorted(finished, key=lambda record: record.path.name))
         self.unfinished = list(unfinished)
 
     def of(self, verb: str) -> list[Record]:
@@ -193,7 +193,7 @@ class Library:
     @property
     def pass_notes(self) -> list[str]:
         """Which regraded numbers took whose place."""
-        return self._scored[1]
+        return [*self.copies.values(), *self._scored[1]]
 
     @cached_property
     def _scored(self) -> tuple[list[pass_columns.Scored], list[str]]:
@@ -202,7 +202,7 @@ class Library:
     @property
     def win_notes(self) -> list[str]:
         """Which win rates are part of another one, and in no number of their own."""
-        return self._judged[1]
+        return [*self.copies.values(), *self._judged[1]]
 
     def _winrates(self) -> Iterator[Measurement]:
         for column, record in self._judged[0]:
@@ -319,12 +319,14 @@ def library(directory: Path) -> Library:
     if not directory.is_dir():
         raise InputError(f"there is no directory {directory} of records: measure something first, or give --records")
     finished, unfinished = records.read_all(directory)
-    for path in unfinished:
-        print(f"selectkd-eval: {path} is unfinished and left out: run its command again", file=sys.stderr)
+    told = [records.unfinished(path) for path in unfinished]
     if not finished:
-        also = f" ({len(unfinished)} unfinished)" if unfinished else ""
-        raise InputError(f"{directory} holds no finished record{also}: measure something first, or give --records")
-    return Library(finished, unfinished)
+        more = "; ".join(told) or "measure something first, or give --records"
+        raise InputError(f"{directory} holds no finished record: {more}")
+    found = Library(finished, unfinished)
+    for line in [*(f"left out: {one}" for one in told), *found.copies.values()]:
+        print(f"selectkd-eval: {line}", file=sys.stderr)
+    return found
 
 
 def _judge_digest(judge: Mapping[str, Any]) -> str | None:

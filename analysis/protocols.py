@@ -6,12 +6,15 @@ quantities (DistiLLM-2's half ties in both orders, SelecTKD's ties excluded in o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from analysis.load import Library
 from selectkd_eval.errors import InputError
-from selectkd_eval.records import Record
+from selectkd_eval.records import Record, canonical
+
+_SHOWN = 48  # characters of a fact in a refusal
 
 
 class Protocol(NamedTuple):
@@ -50,7 +53,29 @@ def one_protocol(library: Library, wanted: str) -> Library:
     if len(matching) > 1:
         counts = [f"{one} ({len(under(library, one).of('winrate'))} records)" for one in matching]
         raise InputError(
-            f"win rates of {len(matching)} protocols do not share a table: {', '.join(counts)}; name one with "
-            f"--protocol NAME, or its hash"
+            f"win rates of {len(matching)} protocols do not share a table: {', '.join(counts)}"
+            f"{_apart(library, matching)}; name one with --protocol NAME, or its hash"
         )
     return under(library, matching[0]) if matching else library
+
+
+def _apart(library: Library, found: Sequence[Protocol]) -> str:
+    """Everything in which protocols differ beside name and hash, with what each says."""
+    judged = {protocol_of(record): record for record in library.of("winrate")}
+    facts = [judged[one].facts.get("protocol") or {} for one in found]
+    told = []
+    for name in sorted({name for one in facts for name in one} - {"name", "sha256"}):
+        values = [_said(one.get(name)) for one in facts]
+        if len(set(values)) > 1:
+            told.append(f"{name} {' / '.join(map(_cut, values))}")
+    return f"; they differ in {'; '.join(told)}" if told else ""
+
+
+def _said(fact: Any) -> str:
+    return "not stated" if fact is None else fact if isinstance(fact, str) else canonical(fact)
+
+
+def _cut(value: str) -> str:
+    """A fact on one line, the long ones by their beginning and a digest, so that two that differ never look alike."""
+    line = " ".join(value.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}… ({hashlib.sha256(value.encode()).hexdigest()[:6]})"

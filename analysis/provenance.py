@@ -7,15 +7,13 @@ each. It reads headers only: no number is computed here.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from analysis.load import Library
 from analysis.table_ir import Table
 from selectkd_eval.environment import sha256_file
-from selectkd_eval.records import Record
-from selectkd_eval.verbs import VERBS, command
+from selectkd_eval.records import Record, repeat
 
 
 class Origin(NamedTuple):
@@ -77,14 +75,6 @@ def provenance(library: Library) -> Provenance:
         for record in library.records
     ]
     return Provenance(found, makers, prompts)
-
-
-def repeat(record: Record) -> str:
-    """The command line that measures a record again, from the options in its header."""
-    if record.verb not in VERBS:
-        return ""
-    words = command(record.verb, VERBS[record.verb].options, record.options)
-    return shlex.join(["selectkd-eval", *words])
 
 
 def sources(table: Table, known: Mapping[str, str]) -> list[Sources]:

@@ -33,6 +33,7 @@ from analysis.table_ir import Table
 from analysis.tables import JUDGED, build
 from selectkd_eval import __version__, stats
 from selectkd_eval.errors import InputError
+from selectkd_eval.records import unfinished
 from selectkd_eval.verbs import ReportOptions
 
 __all__ = ["page", "run", "summary_lines"]
@@ -117,7 +118,8 @@ def run(options: ReportOptions) -> int | None:
 
 def page(records: Library, title: str, resamples: int = stats.RESAMPLES, items: int = ITEMS) -> str:
     """The page as text, with at most `items` rows in its explorer."""
-    left_out: list[str] = [f"{path.name} is unfinished" for path in sorted(records.unfinished)]
+    left_out = [unfinished(path).replace(str(path), path.name, 1) for path in sorted(records.unfinished)]
+    left_out += records.copies.values()
     verbs = _measured(records)
     content: dict[str, Any] = {
         "title": title,

@@ -18,7 +18,7 @@ from analysis.item import item_lines
 from analysis.load import LIKELIHOOD_NOTE
 from analysis.table_ir import number
 from selectkd_eval import flatness, measures, passk_table, speed_summary, surfaces, win_rates
-from selectkd_eval.records import Record, canonical, imported, read
+from selectkd_eval.records import Record, canonical, imported, read, repeat
 from selectkd_eval.stats import Estimate
 from selectkd_eval.surfaces import Surface
 from selectkd_eval.terminal import visible
@@ -40,7 +40,8 @@ def run(options: ShowOptions) -> int | None:
 def lines(record: Record) -> Iterator[str]:
     """The record in words."""
     header = record.header
-    state = "finished" if record.finished else "unfinished: run its command again to finish it"
+    finish = f"finish it with {repeat(record)}" if repeat(record) else "run its command again to finish it"
+    state = "finished" if record.finished else f"unfinished: {finish}"
     yield f"{record.verb} record {record.path} ({state})"
     if words := imported(record.facts):
         yield f"imported from {words}: measured there, not here"

@@ -84,8 +84,8 @@ def lines(this: Record, others: Sequence[Record], resamples: int = stats.RESAMPL
             told.append(f"{label}: not paired, for it has another {' and another '.join(differing)}")
         elif mine != theirs:
             told.append(
-                f"{label}: not paired, for it was judged on other prompts ({len(mine - theirs)} only here, "
-                f"{len(theirs - mine)} only there, {len(mine & theirs)} in both): judge both on one set"
+                f"{label}: not paired, for it was judged on other prompts "
+                f"({measures.apart(mine, theirs, ('here', 'there'))}): judge both on one set"
             )
         else:
             pairs.append(replace(pair(this, other, resamples), other=label))

@@ -131,9 +131,10 @@ def _models(_: ListOptions) -> dict[str, Entry]:
 def _records(options: ListOptions) -> dict[str, Entry]:
     if not options.records.is_dir():
         raise InputError(f"there is no directory {options.records}: give --records DIR")
-    finished, unfinished = records.read_all(options.records)
+    finished, unfinished, refused = records.read_each(options.records)
     lines = {str(r.path): f"{len(r.good)} rows" + (f", {len(r.failed)} failed" if r.failed else "") for r in finished}
-    lines |= {str(path): "unfinished: run its command again" for path in unfinished}
+    lines |= {str(path): f"unfinished: {records.unfinished(path)}" for path in unfinished}
+    lines |= {str(path): f"refused: {why}" for path, why in refused.items()}
     return {name: Entry(line, line) for name, line in lines.items()}
 
 

@@ -25,6 +25,7 @@ from selectkd_eval.stats import Estimate, Floats
 
 Row = Mapping[str, Any]
 
+_SHOWN, _LONG = 3, 40  # prompts that a refusal names, and characters of each
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0, "no data")
 
 
@@ -133,12 +134,24 @@ def same_prompts(a: Terms, b: Terms) -> None:
     """InputError unless both were measured on the same prompts."""
     if a.prompts == b.prompts:
         return
-    only_a, only_b = len(set(a.prompts) - set(b.prompts)), len(set(b.prompts) - set(a.prompts))
     raise InputError(
-        f"the two methods were not measured on the same prompts ({only_a} only in the first, {only_b} only "
-        f"in the second, {len(set(a.prompts) & set(b.prompts))} in both), so they cannot be paired: "
-        f"measure both on one set"
+        f"the two methods were not measured on the same prompts ({apart(a.prompts, b.prompts)}), so they cannot be "
+        f"paired: measure both on one set"
     )
+
+
+def apart(a: Iterable[str], b: Iterable[str], sides: tuple[str, str] = ("in the first", "in the second")) -> str:
+    """How two sets of prompts differ, in words: how many are on one side alone, on both, and which."""
+    one, two = set(a), set(b)
+    words = f"{len(one - two):,} only {sides[0]}, {len(two - one):,} only {sides[1]}, {len(one & two):,} in both"
+    listed = [f"only {side}: {_some(only)}" for side, only in zip(sides, (one - two, two - one), strict=True) if only]
+    return "; ".join([words, *listed])
+
+
+def _some(prompts: set[str]) -> str:
+    """The first few ids, the long ones by their beginning."""
+    shown = [one if len(one) <= _LONG else f"{one[:_LONG]}…" for one in sorted(prompts)[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(prompts) - _SHOWN:,} more" if len(prompts) > _SHOWN else "")
 
 
 def good(rows: Iterable[Row]) -> list[Row]:

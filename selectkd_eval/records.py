@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,9 +24,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from selectkd_eval import __version__, environment
 from selectkd_eval.errors import InputError, SetupError
-from selectkd_eval.verbs import all_options, result_options
+from selectkd_eval.lines import SCHEMA, checksum, parse
+from selectkd_eval.verbs import VERBS, all_options, command, result_options
 
-SCHEMA = 1
 OptionsT = TypeVar("OptionsT")
 
 
@@ -72,28 +73,32 @@ class Writer:
         done: dict[str, dict[str, Any]],
         complete: bool,
         facts: Mapping[str, Any],
+        lines: bytes = b"",
     ) -> None:
         self.path = path
         self.done = done
         self.complete = complete
         self.facts = facts
         self._file = file
+        self._sums = checksum(lines)
 
     def write(self, key: str, **row: Any) -> None:
         """Append one row; it is on its way to the disk when this returns."""
         self._append({"key": key, **row})
+        self.complete = False
         if "error" not in row:
             self.done[key] = {"key": key, **row}
 
     def finish(self) -> None:
         """Close the record with its end line; only then will tables and figures read it."""
         if not self.complete:
-            self._append({"type": "end", "rows": len(self.done)})
+            self._append({"type": "end", "rows": len(self.done), "sha256": self._sums.hexdigest()})
             self.complete = True
 
     def _append(self, row: Mapping[str, Any]) -> None:
+        line = canonical(row).encode() + b"\n"
         try:
-            self._file.write(canonical(row).encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -102,6 +107,7 @@ class Writer:
                     f"free some space and run the same command again"
                 ) from None
             raise
+        self._sums.update(line)
 
     def __enter__(self) -> Writer:
         return self
@@ -180,7 +186,7 @@ def _continue(path: Path, file: BinaryIO, header: dict[str, Any]) -> Writer:
         writer = Writer(path, file, {}, complete=False, facts=header["facts"])
         writer._append(header)
         return writer
-    record = _parse(path, text)
+    record = Record(path, *parse(path, text))
     for what, digest in header["inputs"].items():
         before = record.header["inputs"].get(what)
         if before != digest:
@@ -188,28 +194,23 @@ def _continue(path: Path, file: BinaryIO, header: dict[str, Any]) -> Writer:
                 f"{what} has changed since {path} was begun (sha256 {str(before)[:12]} then, {digest[:12]} now): "
                 f"restore it, or delete that record, or give another --out"
             )
-    return Writer(path, file, {row["key"]: row for row in record.good}, record.finished, record.facts)
+    return Writer(path, file, {row["key"]: row for row in record.good}, record.finished, record.facts, text)
 
 
 def read(path: str | Path, *, unfinished_ok: bool = False, verb: str | None = None) -> Record:
     """Read a record; an InputError when it is missing, damaged, unfinished or of another verb."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"cannot read the record {path}: {error.strerror}; `list records` shows what there is"
         ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a record: its bytes are not UTF-8 text; give a .jsonl record") from None
-    record = _parse(path, text, torn_ok=unfinished_ok)
+    record = Record(path, *parse(path, content, torn_ok=unfinished_ok))
     if verb and record.verb != verb:
         raise InputError(f"{path} is the record of {record.verb}, and one of {verb} is needed: give such a record")
     if not record.finished and not unfinished_ok:
-        raise InputError(
-            f"{path} is unfinished ({len(record.rows)} rows, no end line): "
-            f"run its {record.verb} command again to finish it"
-        )
+        raise InputError(unfinished(path))
     return record
 
 
@@ -230,23 +231,68 @@ def begins_record(line: bytes) -> bool:
 
 
 def read_all(directory: str | Path, verb: str | None = None) -> tuple[list[Record], list[Path]]:
-    """Every finished record below a directory, sorted by name, and the paths of the unfinished ones."""
-    finished, unfinished = [], []
+    """Every finished record below a directory, sorted by name, and the paths of the unfinished ones. Raises InputError
+    with the reason for every file that is damaged or no record.
+    """
+    finished, begun, refused = read_each(directory, verb)
+    if not refused:
+        return finished, begun
+    told = "; ".join(f"({place}) {why}" for place, why in enumerate(refused.values(), start=1))
+    rest = len(finished) + len(begun)
+    others = f"the other {rest:,} can be read" if rest else "there is no other record"
+    raise InputError(
+        f"{len(refused):,} of {len(refused) + rest:,} records in {directory} are refused, and {others}: {told}"
+        if len(refused) > 1
+        else f"{next(iter(refused.values()))} ({others})"
+    )
+
+
+def read_each(directory: str | Path, verb: str | None = None) -> tuple[list[Record], list[Path], dict[Path, str]]:
+    """Every finished record below a directory, the paths of the unfinished ones, and why others are refused."""
+    finished: list[Record] = []
+    begun: list[Path] = []
+    refused: dict[Path, str] = {}
     for path in sorted(Path(directory).rglob("*.jsonl")):
         if verb and not path.name.startswith(f"{verb}-"):
             continue
-        with path.open("rb") as file:
-            if not file.readline().endswith(b"\n"):  # killed, or out of space, before its header was there
-                unfinished.append(path)
+        try:
+            with path.open("rb") as file:
+                torn = not file.readline().endswith(b"\n")
+            if torn:  # killed, or out of space, before its header was there
+                begun.append(path)
                 continue
-        record = read(path, unfinished_ok=True)
+            record = read(path, unfinished_ok=True)
+        except OSError as error:
+            refused[path] = f"cannot read the record {path}: {error.strerror}"
+            continue
+        except InputError as error:
+            refused[path] = str(error)
+            continue
         if verb and record.verb != verb:
             continue
         if record.finished:
             finished.append(record)
         else:
-            unfinished.append(path)
-    return finished, unfinished
+            begun.append(path)
+    return finished, begun, refused
+
+
+def unfinished(path: Path) -> str:
+    """What is to be said of an unfinished record: how far it came, and the command that finishes it."""
+    try:
+        record = read(path, unfinished_ok=True)
+    except InputError as error:
+        return str(error)
+    finish = f"finish it with `{line}`" if (line := repeat(record)) else "run its command again to finish it"
+    return f"{path} is unfinished ({len(record.rows):,} rows, no end line): {finish}"
+
+
+def repeat(record: Record) -> str:
+    """The command line that made a record, and finishes it where it was killed, from the options in its header."""
+    verb = "import" if imported(record.facts) else record.verb
+    if verb not in VERBS:
+        return ""
+    return shlex.join(["selectkd-eval", *command(verb, VERBS[verb].options, record.options)])
 
 
 def imported(facts: Mapping[str, Any]) -> str:
@@ -275,60 +321,14 @@ def replay(path: str | Path, verb: str, options: type[OptionsT]) -> OptionsT:
     return options(**known)
 
 
-def _parse(path: Path, text: str, torn_ok: bool = True) -> Record:
-    lines = text.split("\n")
-    torn = lines.pop()
-    if torn and not torn_ok:
-        raise InputError(f"{path} is truncated in line {len(lines) + 1}: run its command again to finish it")
-    parsed = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(
-                f"line {number} of {path} is not a JSON object: the file is damaged; delete it or restore it"
-            )
-        parsed.append(row)
-    header = _header(path, parsed)
-    rows: dict[str, dict[str, Any]] = {}
-    finished = False
-    for number, row in enumerate(parsed[1:], start=2):
-        if row.get("type") == "end":
-            finished = True
-        elif "key" in row:
-            rows[row["key"]] = row
-        else:
-            raise InputError(f"line {number} of {path} has no key: the file is damaged; delete it or restore it")
-    return Record(path, header, list(rows.values()), finished)
-
-
-def _header(path: Path, parsed: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first line, which must be a header that this version reads."""
-    if not parsed:
-        raise InputError(f"{path} ends before its header does: run its command again, or delete it")
-    header = parsed[0]
-    if header.get("type") != "header":
-        raise InputError(f"{path} has no header line, so it is no record of this program: give one that is")
-    if header.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}: use the version that wrote it"
-        )
-    for name, kind in (("verb", str), ("options", dict), ("facts", dict)):
-        if not isinstance(header.get(name), kind):
-            raise InputError(f"the header of {path} has no {name}: the file is damaged; delete it or restore it")
-    return header
-
-
-def _whole_lines(file: BinaryIO) -> str:
+def _whole_lines(file: BinaryIO) -> bytes:
     """A killed run can leave half a line at the end: cut it off (its row will be measured again), return the rest."""
     file.seek(0)
     content = file.read()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         file.truncate(whole)
-    return content[:whole].decode()
+    return content[:whole]
 
 
 def _finite(value: Any) -> Any:

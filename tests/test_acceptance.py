@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import record_factory as make
+from rewriting import rewrite
 
 from analysis import tar_words
 from analysis.acceptance import tar_sets
@@ -49,7 +50,7 @@ def test_the_mean_over_sequences_is_not_the_mean_over_tokens(tmp_path: Path) -> 
 def test_sets_of_one_text_are_told_apart_by_k(tmp_path: Path) -> None:
     for k in (3, 5):
         record = make.tar(tmp_path / str(k), [make.card("KD", 0)], [10], n=12)
-        record.path.write_text(record.path.read_text().replace('"k":5,"position', f'"k":{k},"position'))
+        rewrite(record.path, record.path.read_text().replace('"k":5,"position', f'"k":{k},"position'))
     assert [chosen.text for chosen in tar_sets(library(tmp_path))] == [
         "mini-stories:validation (k = 3)",
         "mini-stories:validation (k = 5)",
@@ -67,7 +68,7 @@ def test_a_student_measured_twice_counts_once(tmp_path: Path) -> None:
 def test_text_that_a_model_wrote_is_named_by_its_author(tmp_path: Path) -> None:
     record = written(tmp_path, {10: [(4, 4), (8, 16)]})
     author = '"facts":{"written_by":[{"fingerprint":"f","method":"KD","name":"students/kd"}],'
-    record.path.write_text(record.path.read_text().replace('"facts":{', author))
+    rewrite(record.path, record.path.read_text().replace('"facts":{', author))
     (found,) = tar_sets(library(tmp_path))
     assert found.text == "text by KD (held-out.jsonl)"
 

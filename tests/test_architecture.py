@@ -20,7 +20,7 @@ ALLOWED = {
     "analysis": {"analysis", "selectkd_eval"},
 }
 FLOOR = {
-    *("errors", "verbs", "records", "environment", "measures", "win_rates"),
+    *("errors", "verbs", "lines", "records", "environment", "measures", "win_rates"),
     *("stats", "surfaces", "flatness", "bootstrap", "permutation", "linearised", "edges"),
     *("speeds", "speed_model", "speed_explained", "speed_links", "lossless", "theorem"),
 }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import record_factory as make
 from matplotlib.colors import to_rgb
+from rewriting import rewrite
 
 from analysis import style
 from analysis.acceptance import tar_sets
@@ -146,7 +147,7 @@ def test_other_directions_are_refused_too(tmp_path: Path, said: str, fact: str, 
     record = make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5)
     text = record.path.read_text()
     assert fact in text
-    record.path.write_text(text.replace(fact, other))
+    rewrite(record.path, text.replace(fact, other))
     with pytest.raises(InputError, match=f"their {said} differs"):
         draw("landscape", library(tmp_path), SETTINGS)
 
@@ -154,7 +155,7 @@ def test_other_directions_are_refused_too(tmp_path: Path, said: str, fact: str, 
 def test_a_losing_teacher_is_refused_too(tmp_path: Path) -> None:
     make.landscape(tmp_path, [make.card("KD", 0)], grid=5)
     record = make.landscape(tmp_path, [make.card("KD + Spec-k", 0)], grid=5)
-    record.path.write_text(record.path.read_text().replace(make.card("Teacher")["fingerprint"], "another"))
+    rewrite(record.path, record.path.read_text().replace(make.card("Teacher")["fingerprint"], "another"))
     with pytest.raises(InputError, match="teacher differs"):
         draw("landscape", library(tmp_path), SETTINGS)
 
@@ -208,7 +209,7 @@ def test_tar_on_other_tokens_is_another_set(tmp_path: Path) -> None:
     make.tar(tmp_path, [make.card("KD", 0)], [10], n=12)
     other = make.tar(tmp_path, [make.card("KD", 1)], [10], n=12)
     # The same prompts, cut to another model's positions.
-    other.path.write_text(other.path.read_text().replace('"inputs":{', '"inputs":{"data":"cut",'))
+    rewrite(other.path, other.path.read_text().replace('"inputs":{', '"inputs":{"data":"cut",'))
     assert len(tar_sets(library(tmp_path))) == 2
 
 
@@ -217,7 +218,7 @@ def test_a_landscape_with_a_gap_is_drawn_as_far_as_it_is_known(tmp_path: Path) -
     lines = record.path.read_text().splitlines(keepends=True)
     gap = next(i for i, line in enumerate(lines) if '"key":"0/1/4/2"' in line)
     lines[gap] = re.sub(r'"loss_sum":[^,]+', '"error":"not finite"', lines[gap])
-    record.path.write_text("".join(lines))
+    rewrite(record.path, "".join(lines))
     drawing = draw("landscape", library(tmp_path), SETTINGS)
     style.encode(drawing, "png")
     style.close(drawing)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import record_factory as make
+from rewriting import rewrite
 
 from analysis.landscapes import differences, landscapes
 from analysis.load import library
@@ -84,7 +85,7 @@ def test_direction_seeds_of_two_commands_are_one_students(tmp_path: Path) -> Non
     record = make.landscape(tmp_path, PAIR, grid=5, directions=2)
     text = record.path.read_text().replace('"seed":1,', '"seed":7,')
     text = re.sub(r'"key":"(\d)/1/', r'"key":"\1/7/', text).replace('"seeds":[0,1]', '"seeds":[0,7]')
-    (tmp_path / "more.jsonl").write_text(text)
+    rewrite(tmp_path / "more.jsonl", text)
     found = landscapes(library(tmp_path))
     assert len(found.planes) == 2
     assert found.directions == [0, 1, 7]
@@ -93,7 +94,7 @@ def test_direction_seeds_of_two_commands_are_one_students(tmp_path: Path) -> Non
 
 def test_scalars_of_two_commands_do_not_mix(tmp_path: Path) -> None:
     record = make.landscape(tmp_path, PAIR, grid=5, scalars=2)
-    (tmp_path / "more.jsonl").write_text(record.path.read_text().replace('"n":1,', '"n":9,').replace("ray/1", "ray/9"))
+    rewrite(tmp_path / "more.jsonl", record.path.read_text().replace('"n":1,', '"n":9,').replace("ray/1", "ray/9"))
     rays = {row["n"] for row in landscapes(library(tmp_path)).rows if row.get("name") == "ray"}
     assert rays in ({0, 1}, {0, 9})
 
@@ -104,7 +105,7 @@ def test_records_without_the_newer_facts_are_read_alone(tmp_path: Path) -> None:
     for fact in ("teacher_sha256", "moved", "folded", "dtype", "attention", "radius_rule", "share", "seeds"):
         text = re.sub(rf'"{fact}":(\{{"folded":.*?\}},"left":\{{\}}\}}|\[.*?\]|"[^"]*"),', "", text, count=1)
         assert f'"{fact}":' not in text.partition("\n")[0].partition('"facts":')[2].partition('"options":')[0], fact
-    record.path.write_text(text)
+    rewrite(record.path, text)
     found = landscapes(library(tmp_path))
     assert found.planes[0].surfaces[0].centre == pytest.approx(0.2)
     make.landscape(tmp_path, [make.card("GKD", 0)], grid=5)
@@ -114,8 +115,6 @@ def test_records_without_the_newer_facts_are_read_alone(tmp_path: Path) -> None:
 
 def test_a_landscape_that_is_finite_nowhere_says_what_to_do(tmp_path: Path) -> None:
     record = make.landscape(tmp_path, [PAIR[0]], grid=3, directions=1)
-    record.path.write_text(
-        re.sub(r'"loss_sum":[^,}]+', '"error":"the loss is not finite here"', record.path.read_text())
-    )
+    rewrite(record.path, re.sub(r'"loss_sum":[^,}]+', '"error":"the loss is not finite here"', record.path.read_text()))
     with pytest.raises(InputError, match="give a smaller --radius"):
         landscapes(library(tmp_path))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TinyPair
+from rewriting import rewrite
 from writing import at, prompt_file, responses, tiny_archive, tiny_author, training_set
 
 from selectkd_eval import answer, records
@@ -159,7 +160,7 @@ def test_an_answer_cut_before_its_first_token_makes_no_half(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[1] |= {"answer": "", "finish": "length"}
     rows[2] |= {"answer": "", "finish": "eos"}
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite(path, "".join(json.dumps(row) + "\n" for row in rows))
     texts = text_policy("pairs", {}, author, training=examples, ready=[path]).update(examples, at(1))
     assert len(texts) == 19
     empty = next(t for t in texts if t.prompt == rows[2]["prompt"] and t.source == "student")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rewriting import rewrite
 from text_server import TextServer, serving
 
 from selectkd_eval import passk, records, regrade
@@ -173,5 +174,5 @@ def test_regrade_refuses_other_data(options: PasskOptions, tmp_path: Path) -> No
         regrade.run(RegradeOptions(record=record.path, data=other, out=options.out))
     with pytest.raises(InputError, match="the record of train"):
         path = tmp_path / "train-x.jsonl"
-        path.write_text(record.path.read_text().replace('"verb":"passk"', '"verb":"train"'))
+        rewrite(path, record.path.read_text().replace('"verb":"passk"', '"verb":"train"'))
         regrade.run(RegradeOptions(record=path, out=options.out))

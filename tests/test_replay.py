@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rewriting import rewrite
 
 from judges import replay
 from judges.cache import Cache
@@ -416,7 +417,7 @@ def test_a_missing_file_is_named() -> None:
 def test_a_row_that_no_command_writes_is_refused_by_name(name: str, value: object, tmp_path: Path) -> None:
     path = recorded(replay.open_file(written(tmp_path, [annotation()])), tmp_path / "one").path
     header, row, *rest = path.read_text().splitlines()
-    path.write_text("\n".join([header, json.dumps({**json.loads(row), name: value}), *rest]) + "\n")
+    rewrite(path, "\n".join([header, json.dumps({**json.loads(row), name: value}), *rest]) + "\n")
     with pytest.raises(InputError, match=f"has {name} .*, which no winrate command writes"):
         replay.open_file(path)
 
@@ -427,10 +428,10 @@ def test_a_record_without_a_fact_is_refused(name: str, tmp_path: Path) -> None:
     header, *rest = path.read_text().splitlines()
     edited = json.loads(header)
     del edited["facts"][name]
-    path.write_text("\n".join([canonical(edited), *rest]) + "\n")
+    rewrite(path, "\n".join([canonical(edited), *rest]) + "\n")
     with pytest.raises(InputError, match=f"does not say its {name}"):
         replay.open_file(path)
     del edited["facts"]
-    path.write_text("\n".join([canonical(edited), *rest]) + "\n")
+    rewrite(path, "\n".join([canonical(edited), *rest]) + "\n")
     with pytest.raises(InputError, match="has no facts: the file is damaged"):
         replay.open_file(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import record_factory as make
+from rewriting import rewrite
 
 from analysis.figures import FIGURES
 from analysis.inline import SCRIPTS
@@ -189,7 +190,7 @@ def test_what_html_forbids_is_replaced_and_the_page_can_be_written(tmp_path: Pat
     # JSON can say half of a surrogate pair and a NUL; neither can stand in a page.
     text = record.path.read_text(encoding="utf-8").replace('"method":"KD"', '"method":"KD\\u0000\\u202e"')
     text = text.replace('"completion":" ', '"completion":"\\ud800 ')
-    record.path.write_text(text, encoding="utf-8")
+    rewrite(record.path, text)
     out = tmp_path / "page" / "report.html"
     run(ReportOptions(records=tmp_path, out=out, resamples=50))
     made = out.read_bytes()

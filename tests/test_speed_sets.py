@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import record_factory as make
+from rewriting import rewrite
 
 from analysis import speed, speed_words, tables
 from analysis.figures import draw
@@ -40,7 +41,7 @@ def change(record: Record, **facts: Any) -> None:
     head, *rest = record.path.read_text().splitlines(keepends=True)
     header = json.loads(head)
     header["facts"] |= facts
-    record.path.write_text(json.dumps(header) + "\n" + "".join(rest))
+    rewrite(record.path, json.dumps(header) + "\n" + "".join(rest))
 
 
 def test_other_prompts_are_never_pooled_with_these(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_draft_beside_one_that_changed_the_text_was_not_timed(tmp_path: Path) 
             if one["draft"] == 1:
                 one |= {"outcome": "identical", "gap_ulps": None}
         lines[place] = json.dumps(row) if "outcomes" in row else line
-    record.path.write_text("\n".join(lines) + "\n")
+    rewrite(record.path, "\n".join(lines) + "\n")
     (chosen,) = speed.speed_sets(library(tmp_path))
     assert [speed.refused(found) for found in chosen.drafts.values()] == ["text changed", "not timed"]
     said = " ".join(findings(library(tmp_path), RESAMPLES))
@@ -203,7 +204,7 @@ def test_a_record_of_an_earlier_version_says_so_and_stops_no_report(tmp_path: Pa
     head, *rest = record.path.read_text().splitlines(keepends=True)
     header = json.loads(head)
     header["facts"]["draft"] = header["facts"].pop("drafts")[0]
-    record.path.write_text(json.dumps(header) + "\n" + "".join(rest))
+    rewrite(record.path, json.dumps(header) + "\n" + "".join(rest))
     with pytest.raises(InputError, match=r"speedup-.*\.jsonl was measured by an earlier version.*run `speedup` again"):
         tables.build(5, library(tmp_path), RESAMPLES)
     (line,) = [line for line in findings(library(tmp_path), RESAMPLES) if "speed-up" in line]
@@ -253,6 +254,6 @@ def test_a_prompt_that_fits_no_model_is_not_counted(tmp_path: Path) -> None:
     kept.insert(
         place, json.dumps({"key": row["key"], "prompt": name, "error": "too long"}, separators=(",", ":")) + "\n"
     )
-    path.write_text("".join(kept))
+    rewrite(path, "".join(kept))
     (chosen,) = speed.speed_sets(library(tmp_path))
     assert "n = 11" in chosen.words

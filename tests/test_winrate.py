@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from judge_server import serving
 from judging import answer_record
+from rewriting import rewrite
 
 from judges import likelihood
 from selectkd_eval import records, win_rates
@@ -236,7 +237,7 @@ def test_answers_that_changed_are_not_mixed_into_an_old_record(
     with serving() as server:
         assert main(command(tmp_path, server.url, *sides)) == 0
         path = Path(sides[1])
-        path.write_text(path.read_text().replace("xxx", "xxz"))
+        rewrite(path, path.read_text().replace("xxx", "xxz"))
         assert main(command(tmp_path, server.url, *sides)) == 2
     assert "candidate has changed since" in capsys.readouterr().err
 
@@ -329,7 +330,7 @@ def test_prompts_without_an_answer_are_refused_or_stand_as_failed(
     lines = path.read_text().splitlines()
     row = json.loads(lines[1])
     del row["answer"]
-    path.write_text("\n".join([lines[0], json.dumps({**row, "error": "too long"}), *lines[2:]]) + "\n")
+    rewrite(path, "\n".join([lines[0], json.dumps({**row, "error": "too long"}), *lines[2:]]) + "\n")
     with serving() as server:
         assert main(command(tmp_path, server.url, *sides)) == 2
         assert "1 prompts without an answer (too long)" in capsys.readouterr().err
