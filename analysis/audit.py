@@ -9,6 +9,7 @@ error: the exit code is 0 whenever the checks could run.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from analysis.audit_table import Printed, plain, read_csv
 from analysis.files import put
 from analysis.writers import markdown_text
 from selectkd_eval.errors import InputError
-from selectkd_eval.terminal import visible
+from selectkd_eval.terminal import WIDTH, visible
 from selectkd_eval.verbs import AuditOptions
 
 CHECKS: tuple[Callable[[Printed, Settings], list[Section]], ...] = (
@@ -39,7 +40,7 @@ def run(options: AuditOptions) -> int | None:
     """Check every table and print what was found."""
     found = audit(options)
     for title, sections in found:
-        print(visible(title))
+        print(textwrap.fill(visible(title), WIDTH, subsequent_indent="  ", break_on_hyphens=False))
         for section in sections:
             print()
             print("\n".join(text(section)))

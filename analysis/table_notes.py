@@ -42,9 +42,9 @@ def sample(*grids: Grid) -> str:
 def intervals(resamples: int) -> str:
     """How the intervals were made."""
     return (
-        f"95 % interval, percentile bootstrap over prompts with all seeds of a prompt together, {resamples:,} resamples "
-        f"(Wilson's where fewer than {stats.RARE} succeed, fail or differ from the rest); it holds for the students "
-        "trained."
+        f"95 % interval, percentile bootstrap over prompts with all seeds of a prompt together, {resamples:,} "
+        f"resamples (Wilson's where fewer than {stats.RARE} succeed, fail or differ from the rest); it holds for the "
+        "students trained."
     )
 
 

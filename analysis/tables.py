@@ -224,7 +224,7 @@ class _Rows:
 
 
 def _published(beside: Beside | None, block: PairBlock, method: Method) -> tuple[Cell, ...]:
-    return beside.cells(block.pair, method) if beside else ()
+    return beside.cells(block, method) if beside else ()
 
 
 def _not_vision(column: Column) -> bool:

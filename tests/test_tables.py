@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import record_factory as make
+from rewriting import rewrite
 
 from analysis import tables, writers
 from analysis.load import Library, Method, library
@@ -133,19 +131,6 @@ def test_a_models_name_is_data_in_every_format() -> None:
     assert r"KD\_50\% \& \#1 \{\$x\textasciicircum{}2\$\}" in writers.latex(table)
 
 
-def test_latex_compiles(full: Library, tmp_path: Path) -> None:
-    if not shutil.which("pdflatex"):
-        pytest.skip("pdflatex is not installed")
-    made = [tables.build(n, full, 50) for n in (1, 2, 4, 5)]
-    made.append(replace(finish(small(Row(NASTY, (Cell(estimate(1)),)))), caption=NASTY, notes=(NASTY, "β ≥ γ → ∞")))
-    head = "\\documentclass{article}\\usepackage{booktabs,xcolor}\\begin{document}\n"
-    source = head + "\n".join(map(writers.latex, made)) + "\\end{document}\n"
-    (tmp_path / "t.tex").write_text(source, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
-
-
 def test_the_twin_has_full_precision_and_its_records(full: Library) -> None:
     table = tables.build(2, full, 50)
     twin = json.loads(writers.twin(table))
@@ -251,7 +236,7 @@ def test_a_checkpoint_is_not_its_final_student_and_its_gate_is_held_against_the_
 def test_another_judge_or_decoding_is_another_column(tmp_path: Path, fact: str, other: str) -> None:
     make.winrate(tmp_path, make.card("KD", 0), make.card("Start"), n=10)
     record = make.winrate(tmp_path, make.card("KD", 1), make.card("Start"), n=10)
-    record.path.write_text(record.path.read_text().replace(fact, other))
+    rewrite(record.path, record.path.read_text().replace(fact, other))
     assert len(tables.build(1, library(tmp_path), 50).columns) == 3, "two win rates and their average"
 
 
@@ -302,11 +287,12 @@ def test_no_records_at_all(tmp_path: Path) -> None:
         library(tmp_path / "absent")
 
 
-def test_the_verb_writes_three_files_and_prints_markdown(
+def test_the_verb_writes_four_files_and_prints_markdown(
     full: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables.run(TableOptions(number=2, records=full.records[0].path.parent, out=tmp_path / "t", resamples=50))
-    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["table2.json", "table2.md", "table2.tex"]
+    names = sorted(p.name for p in (tmp_path / "t").iterdir())
+    assert names == ["table2.html", "table2.json", "table2.md", "table2.tex"]
     assert capsys.readouterr().out == (tmp_path / "t" / "table2.md").read_text()
 
 
