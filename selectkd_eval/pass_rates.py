@@ -65,6 +65,7 @@ class Comparison:
 
     `better`, `worse` and `same` count problems by whose share of right answers is higher; with one answer each,
     `better` are the problems that a alone has right. `single` says that there was one answer per problem and run.
+    `apart` says in words which problems the `left_out` are.
     """
 
     a: float
@@ -78,6 +79,7 @@ class Comparison:
     test: str
     detectable: float
     left_out: int
+    apart: str
 
     @property
     def n(self) -> int:
@@ -109,6 +111,7 @@ def compare(a: Sequence[Row], b: Sequence[Row], task: str) -> Comparison | None:
         test=test,
         detectable=stats.detectable(stats.standard_error(apart / unit, np.ones(len(common)))),
         left_out=len(left.keys() ^ right.keys()),
+        apart=measures.apart(left, right, ("in this record", "in the other")),
     )
 
 

@@ -106,7 +106,7 @@ def _words(found: Mapping[str, Comparison]) -> Iterator[str]:
         else:
             yield f"{name}: not told apart (Holm-adjusted p {_p(p)})"
         if pair.left_out:
-            yield f"{name}: {pair.left_out:,} problems were answered in one record only and are left out"
+            yield f"{name}: {pair.left_out:,} problems were answered in one record only and are left out ({pair.apart})"
 
 
 def _p(value: float) -> str:

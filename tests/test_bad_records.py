@@ -25,7 +25,7 @@ from analysis.grid import Grid
 from analysis.load import library
 from analysis.protocols import one_protocol
 from judges import compare
-from selectkd_eval import records
+from selectkd_eval import passk_compare, records
 from selectkd_eval.cli import main
 from selectkd_eval.errors import InputError
 from selectkd_eval.records import canonical, open_record, read, read_all, read_each, record_path
@@ -363,3 +363,12 @@ def test_the_command_of_a_record_has_what_was_asked(tmp_path: Path) -> None:
     words = shlex.split(said.partition("`")[2].rpartition("`")[0])
     assert words[:2] == ["selectkd-eval", "passk"] and str(tmp_path / "a b") in words and "--limit" in words
     assert canonical(read(record.path, unfinished_ok=True).options) == canonical(records.all_options(options))
+
+
+def test_runs_on_other_problems_are_compared_with_the_list(tmp_path: Path) -> None:
+    other_prompts(tmp_path)
+    one, two = sorted((record for record in library(tmp_path).of("passk")), key=lambda r: r.facts["model"]["method"])
+    said = " ".join(" ".join(passk_compare.compare_lines(two.facts, two.rows, one.facts, one.rows)).split())
+    assert "4 problems were answered in one record only and are left out" in said
+    assert "2 only in this record, 2 only in the other, 10 in both" in said
+    assert "only in this record: x3, x7; only in the other: p3, p7" in said
