@@ -30,6 +30,7 @@ SCALARS = {
     "hessian_1": "top Hessian eigenvalue",
     "normalised_hessian_1": "the same, row units",
 }
+_RAYS = "random directions"  # of scalars: many of one seed, where planes have a pair of each seed
 
 
 class Profile(NamedTuple):
@@ -50,17 +51,18 @@ class Profile(NamedTuple):
         return [crossed_t(self.values[:, :, ring]) for ring in range(len(self.distances))]
 
 
-def crossed_t(values: ArrayLike) -> Estimate:
+def crossed_t(values: ArrayLike, drawn: str = "direction seeds") -> Estimate:
     """The mean of ``(S, D)`` values, training seeds by directions, with a t interval that covers both draws.
 
     Its variance is var(seed means) / S + var(direction means) / D: what neither seed nor direction explains is counted
     in both, which errs on the wide side. Degrees of freedom after Satterthwaite (1946). With one training seed it is
     the t interval over directions, with one direction that over training seeds; a single value has no interval.
+    `drawn`: what the directions are, in words.
     """
     values = np.asarray(values, dtype=np.float64)
     sizes, value = values.shape, float(values.mean()) if values.size else float("nan")
     parts = [(float(values.mean(axis=1 - axis).var(ddof=1)) / n, n - 1) for axis, n in enumerate(sizes) if n > 1]
-    words = covered(*sizes)
+    words = covered(*sizes, drawn=drawn)
     total = sum(variance for variance, _ in parts)
     if not parts or not np.isfinite(value):
         return Estimate(value, value, value, values.size, words)
@@ -71,10 +73,10 @@ def crossed_t(values: ArrayLike) -> Estimate:
     return Estimate(value, value - half, value + half, values.size, words)
 
 
-def covered(seeds: int, directions: int) -> str:
-    """What an interval over so many training and direction seeds covers, in words."""
-    several = [f"{n} {what} seeds" for n, what in ((directions, "direction"), (seeds, "training")) if n > 1]
-    return f"95 % t interval over {' and '.join(several)}" if several else "one direction seed, no interval"
+def covered(seeds: int, directions: int, drawn: str = "direction seeds") -> str:
+    """What an interval over so many training seeds and directions covers, in words."""
+    several = [f"{n} {what}" for n, what in ((directions, drawn), (seeds, "training seeds")) if n > 1]
+    return f"95 % t interval over {' and '.join(several)}" if several else f"one {drawn.removesuffix('s')}, no interval"
 
 
 def profile(planes: Sequence[Plane], what: str = "loss") -> Profile | None:
@@ -127,7 +129,7 @@ def scalars(land: Landscapes, method: Method) -> dict[str, Scalar]:
         matrix = _matrix(land, planes, name)
         values = tuple(values[name].value for values in single)
         if matrix is not None:
-            found[name] = Scalar(crossed_t(matrix), tuple(float(value) for value in matrix.mean(axis=1)))
+            found[name] = Scalar(crossed_t(matrix, _RAYS), tuple(float(value) for value in matrix.mean(axis=1)))
         elif len(values) > 1:
             found[name] = Scalar(crossed_t(np.array(values)[:, None]), values)
         else:
@@ -142,7 +144,7 @@ def paired_scalar(land: Landscapes, method: Method, base: Method, name: str) -> 
     if not seeds or not same_rays(land):
         return None
     both = _matrix(land, [*(mine[seed] for seed in seeds), *(theirs[seed] for seed in seeds)], name)
-    return None if both is None else crossed_t(both[: len(seeds)] - both[len(seeds) :])
+    return None if both is None else crossed_t(both[: len(seeds)] - both[len(seeds) :], _RAYS)
 
 
 def same_rays(land: Landscapes) -> bool:

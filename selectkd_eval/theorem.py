@@ -141,7 +141,7 @@ def fit(found: Curve, resamples: int = stats.RESAMPLES, seed: int = 0) -> Fit:
     drops = _drops(found, resamples, seed)
     change = np.diff(found.tar)
     rises = float(change[change > 0].sum())
-    lost = -math.fsum(drop.change.value for drop in drops)
+    lost = math.fsum(-drop.change.value for drop in drops)
     verdict, reason = _verdict(found, rates, drops)
     rate, intercept = slope(found.clock, found.tar)
     return Fit(

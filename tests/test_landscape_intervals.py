@@ -99,6 +99,8 @@ def test_scalars_are_means_over_students_and_directions(tmp_path: Path) -> None:
     each = [flatness.scalars(land.rows, plane.index)["curvature"].value for plane in land.students(land.methods[0])]
     assert found["curvature"].students == pytest.approx(tuple(each))
     assert found["curvature"].estimate.value == pytest.approx(np.mean(each))
+    # Its directions are many of one seed; what has a pair of each seed are the planes.
+    assert found["curvature"].estimate.method == "95 % t interval over 4 random directions and 2 training seeds"
     # Twice the mean over four angles of c (cos^2 + .7 sin^2 + .3 cos sin), c = 3 and 2.7 for the two students.
     assert each == pytest.approx([2 * 3.0 * 0.85, 2 * 2.7 * 0.85], rel=1e-6)
     difference = paired_scalar(land, land.methods[1], land.methods[0], "curvature")

@@ -32,6 +32,7 @@ def test_on_an_exponential_curve_kappa_is_its_rate(rate: float) -> None:
     assert found.kappa_max == pytest.approx(rate)
     assert found.verdict == "holds on this run"
     assert (found.violations, found.drops, found.worst, found.gained_and_lost) == (0, (), 0, 0)
+    assert str(found.gained_and_lost) == "0.0", "not -0.0, which a figure's JSON would hold"
     assert found.isotonic == 0
     assert found.rate is not None
     assert (found.rate.value, found.rate.low, found.rate.high) == pytest.approx((rate, rate, rate))
