@@ -62,7 +62,7 @@ def crossed_t(values: ArrayLike, drawn: str = "direction seeds") -> Estimate:
     values = np.asarray(values, dtype=np.float64)
     sizes, value = values.shape, float(values.mean()) if values.size else float("nan")
     parts = [(float(values.mean(axis=1 - axis).var(ddof=1)) / n, n - 1) for axis, n in enumerate(sizes) if n > 1]
-    words = covered(*sizes, drawn=drawn)
+    words = covered(sizes[0], sizes[1], drawn)
     total = sum(variance for variance, _ in parts)
     if not parts or not np.isfinite(value):
         return Estimate(value, value, value, values.size, words)
