@@ -281,8 +281,8 @@ def unfinished(path: Path) -> str:
     """What is to be said of an unfinished record: how far it came, and the command that finishes it."""
     try:
         record = read(path, unfinished_ok=True)
-    except InputError as error:
-        return str(error)
+    except InputError:
+        return f"{path} is unfinished (it ends before its header does): run its command again, or delete it"
     finish = f"finish it with `{line}`" if (line := repeat(record)) else "run its command again to finish it"
     return f"{path} is unfinished ({len(record.rows):,} rows, no end line): {finish}"
 
