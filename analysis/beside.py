@@ -90,9 +90,8 @@ class Beside:
         same = _SAME.get(self.table, _JUDGED_SAME)
         said = f"Published: Table {self.table} of arXiv 2510.24021. A number stands beside ours only where {same}."
         missed = "; ".join(f"{', '.join(what)} ({why})" for why, what in self._missed.items())
-        return [said] * self._found + [f"No published number of Table {self.table} stands beside {missed}."] * bool(
-            missed
-        )
+        none = f"No published number of Table {self.table} stands beside {missed}."
+        return [said] * self._found + [none] * bool(missed)
 
     def cells(self, block: Block, method: Method) -> tuple[Cell, ...]:
         """A row's published numbers, a dash where there is none."""

@@ -1,8 +1,9 @@
 r"""How is a table spelled in LaTeX?
 
-booktabs, the caption above and the notes below, nothing wider than the line: a wide table is scaled down to it. With
-siunitx every number stands in an S column, aligned at its decimal point, and what follows it (the difference, marks,
-the interval) behind. All text passes through `latex_text`: a model's name is data.
+booktabs, the caption above and the notes below, nothing wider than the line: a wide table is scaled down to it, and
+lies on its side where that would make it too small to read. With siunitx every number stands in an S column, aligned
+at its decimal point, and what follows it (the difference, marks, the interval) behind. All text passes through
+`latex_text`: a model's name is data.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from analysis.table_ir import Cell, Ci, Column, Row, Span, Style, Table, number
 
-NUMBERED = re.compile(r"^Table \d+\. ")  # LaTeX numbers its tables itself
+_NUMBERED = re.compile(r"^Table \d+[.,] (.)")  # LaTeX numbers its tables itself
 _SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -51,6 +52,7 @@ _SIGNS = {
     "”": "''",
     "’": "'",
 }
+_UPRIGHT = 135  # characters of a line of a table that is still read upright, scaled to a page's width
 _STYLES: dict[Style, str] = {
     "best": r"\textbf{{{}}}",
     "second": r"\underline{{{}}}",
@@ -75,13 +77,16 @@ def latex_text(text: str) -> str:
 
 def latex(table: Table, ci: Ci = "inline", siunitx: bool = False) -> str:
     r"""A table for \input; its first line names the packages that it needs."""
-    needed = "booktabs,graphicx,siunitx,xcolor" if siunitx else "booktabs,graphicx,xcolor"
     layout = _Layout.of(table, siunitx)
+    aside = _characters(table, ci) > _UPRIGHT
+    needed = ["booktabs", "graphicx", *["rotating"] * aside, *["siunitx"] * siunitx, "xcolor"]
+    kind = "sidewaystable" if aside else "table"
+    title = _NUMBERED.sub(lambda found: found[1].upper(), table.title)
     lines = [
-        f"% needs \\usepackage{{{needed}}}",
-        "\\begin{table}[tp]",
+        f"% needs \\usepackage{{{','.join(needed)}}}",
+        f"\\begin{{{kind}}}[tp]",
         "\\centering\\small",
-        f"\\caption{{\\textbf{{{_broken(NUMBERED.sub('', table.title))}}} {_broken(table.told(ci))}}}",
+        f"\\caption{{\\textbf{{{_broken(title)}}} {_broken(table.told(ci))}}}",
         f"\\label{{tab:{re.sub('[^a-z0-9]+', '-', table.name.lower())}}}",
         f"\\sbox0{{\\begin{{tabular}}{{{''.join(layout.specs)}}}",
         "\\toprule",
@@ -103,7 +108,18 @@ def latex(table: Table, ci: Ci = "inline", siunitx: bool = False) -> str:
         lines.append("\\par\\medskip\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright")
         lines += [f"{_broken(note)}\\par" for note in table.notes]
         lines.append("\\end{minipage}")
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
+    return "\n".join([*lines, f"\\end{{{kind}}}"]) + "\n"
+
+
+def _characters(table: Table, ci: Ci) -> int:
+    """The length of the table's longest line, its columns two characters apart."""
+    rows = [row for block in table.blocks for row in block.rows]
+    widths = [max(len(text) for text in (table.stub, *(row.label for row in rows)))]
+    for place, column in enumerate(table.columns):
+        cells = [spans for row in rows for spans in (row.cells[place].spans(ci == "inline"), row.cells[place].below())]
+        cells = cells if ci == "row" else cells[::2]
+        widths.append(max([len(column.label) + 2, *(sum(len(span.text) for span in spans) for spans in cells)]))
+    return sum(widths) + 2 * len(table.columns)
 
 
 class _Layout(NamedTuple):

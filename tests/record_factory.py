@@ -159,11 +159,12 @@ def winrate(
     ties: str = "excluded",
     protocol: str = "selectkd",
     judge: str = "",
+    prompts: str = "mini-stories",
 ) -> Record:
     """`judge` names another judge, with a mind of its own on close answers."""
     judge = judge or ("likelihood:embedded:judge" if kind == "likelihood" else "gpt-4o")
     rng = random.Random(f"{candidate['method']}{candidate['seed']}win{'' if judge in JUDGES else judge}")
-    edge = 0.3 + 0.5 * (SKILL[_kind(candidate)] - 0.5) + 0.2
+    edge = 0.3 + 0.5 * (SKILL.get(_kind(candidate), 0.6) - 0.5) + 0.2
     rows = []
     for prompt in range(n):
         hard = random.Random(f"story{prompt}").random()
@@ -177,7 +178,7 @@ def winrate(
         "protocol": {"name": protocol, "sha256": digest(protocol), "order": "random", "ties": ties},
         "candidate": candidate,
         "baseline": baseline,
-        "prompts": {"name": "mini-stories", "sha256": digest("stories"), "n": n},
+        "prompts": {"name": prompts, "sha256": digest(prompts.removeprefix("mini-")), "n": n},
     }
     options = WinrateOptions(
         out=out,
@@ -190,7 +191,12 @@ def winrate(
 
 
 def train(
-    out: Path, student: dict[str, Any], steps: int = 60, every: int = 10, teacher: dict[str, Any] | None = None
+    out: Path,
+    student: dict[str, Any],
+    steps: int = 60,
+    every: int = 10,
+    teacher: dict[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
 ) -> Record:
     teacher = teacher or card("Teacher")
     rng = random.Random(f"{student['method']}{student['seed']}train")
@@ -225,7 +231,7 @@ def train(
         "base_method": student["base_method"],
         "training": student["training"],
         "teacher": teacher,
-        "student": card("Start"),
+        "student": start or card("Start"),
         "data": {"sha256": digest("data"), "n": 1500, "dropped_duplicates": 0},
         "save": student["name"],
     }
