@@ -11,7 +11,7 @@ It draws nothing and computes no interval: that is `figure_landscape` and `lands
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,13 +106,20 @@ def landscapes(library: Library) -> Landscapes:
 
 def differences(landscapes: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Every fact that differs between landscapes, given as (record names, facts), with who says what."""
+    return _differing(SHARED, landscapes, _said)
+
+
+def _differing(
+    names: Iterable[str], sides: Sequence[tuple[str, Mapping[str, Any]]], told: Callable[[Any], str]
+) -> list[str]:
+    """Of these facts those that differ between the sides, given as (record names, facts), with who says what."""
     found = []
-    for name in SHARED:
+    for name in names:
         values: dict[str, list[str]] = defaultdict(list)
-        for names, facts in landscapes:
-            values[_said(facts.get(name))].append(names)
+        for side, facts in sides:
+            values[told(facts.get(name))].append(side)
         if len(values) > 1:
-            listed = "; ".join(f"{_cut(value)} in {', '.join(names)}" for value, names in sorted(values.items()))
+            listed = "; ".join(f"{_cut(value)} in {', '.join(said)}" for value, said in sorted(values.items()))
             found.append(f"their {name} differs ({listed})")
     return found
 
@@ -158,7 +165,6 @@ def _merged(shares: Sequence[Record]) -> Part:
 
 def _apart(shares: Sequence[Record]) -> list[str]:
     """What differs between the facts and inputs of records that should be shares of one landscape."""
-    found = []
     sides = [
         (
             record.path.name,
@@ -166,14 +172,7 @@ def _apart(shares: Sequence[Record]) -> list[str]:
         )
         for record in shares
     ]
-    for name in sorted({name for _, facts in sides for name in facts} - {"share"}):
-        values: dict[str, list[str]] = defaultdict(list)
-        for record, facts in sides:
-            values[canonical(facts.get(name))].append(record)
-        if len(values) > 1:
-            listed = "; ".join(f"{_cut(value)} in {', '.join(names)}" for value, names in sorted(values.items()))
-            found.append(f"their {name} differs ({listed})")
-    return found
+    return _differing(sorted({name for _, facts in sides for name in facts} - {"share"}), sides, canonical)
 
 
 def _joined(library: Library, parts: Sequence[Part]) -> Landscapes:
