@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student_t
 
 from analysis.landscapes import Landscapes, Plane
 from analysis.load import Library, Method
 from selectkd_eval import flatness
-from selectkd_eval.stats import Estimate, Floats
+from selectkd_eval.stats import Estimate, Floats, t_reach
 
 # Order and names of the scalars in figure, words and `show`.
 SCALARS = {
@@ -64,12 +63,10 @@ def crossed_t(values: ArrayLike, drawn: str = "direction seeds") -> Estimate:
     parts = [(float(values.mean(axis=1 - axis).var(ddof=1)) / n, n - 1) for axis, n in enumerate(sizes) if n > 1]
     words = covered(sizes[0], sizes[1], drawn)
     total = sum(variance for variance, _ in parts)
-    if not parts or not np.isfinite(value):
-        return Estimate(value, value, value, values.size, words)
-    if total == 0:
+    if not np.isfinite(value) or total == 0:
         return Estimate(value, value, value, values.size, words)
     freedom = total**2 / sum(variance**2 / df for variance, df in parts)
-    half = float(student_t.ppf(0.975, freedom)) * float(np.sqrt(total))
+    half = float(t_reach(np.sqrt(total), freedom))
     return Estimate(value, value - half, value + half, values.size, words)
 
 

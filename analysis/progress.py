@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from analysis.acceptance import TarSet, tar_sets
 from analysis.grid import Grid
@@ -22,7 +21,7 @@ from analysis.training_curves import held_out_loss, trained_methods
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
 from selectkd_eval.records import Record
-from selectkd_eval.stats import Estimate, Floats
+from selectkd_eval.stats import Estimate, Floats, t_reach
 
 Band = Literal["t", "range", "prompts", ""]
 BANDS: dict[Band, str] = {
@@ -163,7 +162,7 @@ def _seeds(found: Sequence[Mapping[Any, float]]) -> Line | None:
         return Line(at, mean, np.full(len(at), np.nan), np.full(len(at), np.nan), 1, "")
     if count < _FEW:
         return Line(at, mean, values.min(axis=0), values.max(axis=0), count, "range")
-    reach = float(student_t.ppf(0.975, count - 1)) * values.std(axis=0, ddof=1) / np.sqrt(count)
+    reach = t_reach(values.std(axis=0, ddof=1) / np.sqrt(count), count - 1)
     return Line(at, mean, mean - reach, mean + reach, count, "t")
 
 

@@ -1,9 +1,10 @@
-"""How flat is it around a student, and flatter than around another? From a landscape's scalar rows to intervals.
+"""How flat is it around a student? From a landscape's scalar rows to intervals.
 
-Random directions are the sample: every measure that has one value per direction gets a t interval over directions, and
-two students, which met the same directions, are compared by their differences direction by direction. That is the
-uncertainty of having drawn so many directions. Which student another training seed would have given is not in it, and
-the spread over training seeds is often the larger one: compare several students of each method.
+Random directions are the sample: every measure that has one value per direction gets a t interval over directions.
+That is the uncertainty of having drawn so many directions. Two students met the same ones, so they are compared
+direction by direction: `by_direction` has the values, `settings` says whether they are the same. Which student another
+training seed would have given is not in it, and the spread over training seeds is often the larger one: compare several
+students of each method.
 
 Flat in random directions does not mean better. Such directions find wide basins around nearly every large model, worst
 directions find sharp walls around the same models (arXiv 2505.17646), and for transformers neither goes reliably with
@@ -19,28 +20,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 
-from selectkd_eval.errors import InputError
-from selectkd_eval.stats import Estimate, Floats
+from selectkd_eval.stats import Estimate, Floats, t_reach
 
 Row = Mapping[str, Any]
-LEVEL = 0.95
-NAMES = {
-    "curvature": "E[d'Hd], the filter-normalised trace of the Hessian: (L(h d) + L(-h d) - 2 L0) / h^2",
-    "flatness r": "mean of L(r d) and L(-r d), minus L0, at half of the plane's radius",
-    "flatness 2r": "the same at the plane's radius",
-    "sharpness rho": "highest loss found by ascent within rho of the student, minus L0: a lower bound",
-    "hessian_1": "the largest eigenvalue of the Hessian as the weights are scaled; hessian_2 ... follow",
-    "normalised_hessian_1": "the largest eigenvalue in filter-normalised coordinates",
-}
 
 
 def scalars(rows: Iterable[Row], student: int) -> dict[str, Estimate]:
-    """Every scalar that was measured of a student, by the names of `NAMES`; what was not measured is absent.
+    """Every scalar that was measured of a student; what was not measured is absent.
 
-    Per direction: t intervals over directions, n of them. Eigenvalues: value +- Lanczos' residual norm. Sharpness is
-    one ascent, without an interval.
+    Per direction, with t intervals over directions, n of them: "curvature", E[d'Hd], the filter-normalised trace of the
+    Hessian, (L(h d) + L(-h d) - 2 L0) / h^2; "flatness r", the mean of L(r d) and L(-r d) minus L0, at half of the
+    plane's radius, and "flatness 2r", at the radius. "sharpness rho": the highest loss found by one ascent within rho
+    of the student, minus L0, a lower bound without an interval. "hessian_1", "hessian_2" ...: the largest eigenvalues
+    of the Hessian as the weights are scaled, "normalised_hessian_1" ... in filter-normalised coordinates, each +-
+    Lanczos' residual norm.
     """
     mine = _of(rows, student)
     found = {name: over_directions(list(values.values())) for name, values in by_direction(mine, student).items()}
@@ -78,29 +72,6 @@ def by_direction(rows: Iterable[Row], student: int) -> dict[str, dict[int, float
     return found
 
 
-def paired(rows: Iterable[Row], student: int, other: int) -> dict[str, Estimate]:
-    """Student minus the other, per measure: a t interval over the differences by direction.
-
-    `rows` are those of one landscape, or of several that may be compared. Directions that only one of them has are left
-    out. Raises InputError where they were measured along different directions or at different distances.
-    """
-    kept = list(rows)
-    mine, theirs = (settings(kept, index) for index in (student, other))
-    if mine != theirs:
-        apart = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        raise InputError(
-            f"the scalars of students {student} and {other} differ in {', '.join(apart)}: compare students that were "
-            f"measured with the same --seed, --radius and text"
-        )
-    a, b = by_direction(kept, student), by_direction(kept, other)
-    found = {}
-    for name in a.keys() & b.keys():
-        shared = sorted(a[name].keys() & b[name].keys())
-        if shared:
-            found[name] = over_directions([a[name][n] - b[name][n] for n in shared])
-    return {name: found[name] for name in NAMES if name in found}
-
-
 def settings(rows: Iterable[Row], student: int) -> dict[str, Any]:
     """What the scalars depend on beside student, loss and tokens: the directions' seed, h, r, 2r, rho, ascent steps."""
     found: dict[str, Any] = {}
@@ -119,7 +90,7 @@ def over_directions(values: Iterable[float]) -> Estimate:
     value = float(sample.mean()) if n else float("nan")
     if n < 2:
         return Estimate(value, value, value, n, "one direction" if n else "no data")
-    half = float(scipy_stats.t.ppf((1 + LEVEL) / 2, n - 1) * sample.std(ddof=1) / np.sqrt(n))
+    half = float(t_reach(sample.std(ddof=1) / np.sqrt(n), n - 1))
     return Estimate(value, value - half, value + half, n, f"t over {n} directions")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,19 @@ def test_scalars_are_means_over_students_and_directions(tmp_path: Path) -> None:
     assert difference is not None
     assert difference.value == pytest.approx(-2 * 0.6 * 0.85, rel=1e-6)
     assert paired_scalar(land, land.methods[1], land.methods[0], "sharpness rho") is None, "it has no directions"
+
+
+@pytest.mark.parametrize("change", ["seed", "n_tokens"])
+def test_scalars_measured_differently_are_not_compared(tmp_path: Path, change: str) -> None:
+    land = measured(tmp_path)
+    last = land.planes[-1].index
+    rows = [
+        {**row, change: 99} if row["kind"] == "scalar" and row["student"] == last and change in row else row
+        for row in land.rows
+    ]
+    assert paired_scalar(land, land.methods[1], land.methods[0], "curvature") is not None
+    other = dataclasses.replace(land, rows=rows)
+    assert paired_scalar(other, land.methods[1], land.methods[0], "curvature") is None
 
 
 def test_the_words_follow_the_intervals(tmp_path: Path) -> None:

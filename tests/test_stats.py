@@ -24,6 +24,7 @@ from selectkd_eval.stats import (
     ratio,
     sign_flip,
     standard_error,
+    t_reach,
     wilson,
 )
 
@@ -119,6 +120,11 @@ def test_pairing_removes_what_the_prompts_share() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_statsmodels_holm(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+def test_t_reach_is_the_textbooks_table() -> None:
+    assert t_reach(1.0, 2) == pytest.approx(4.302653)
+    assert t_reach([1.0, 2.0], 9) == pytest.approx([2.262157, 4.524314])
 
 
 def test_holm_leaves_missing_comparisons_missing() -> None:
