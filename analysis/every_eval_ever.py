@@ -84,6 +84,9 @@ def aggregate(library: Library, record: Record, instance_file: bytes) -> Json:
 
 def instances(record: Record) -> Iterator[Json]:
     """One line per answer or verdict that is in the score: failed ones are not, nor ties where they are excluded."""
+    if record.verb == "winrate" and win_rates.tie_rule(record) == "agreement":
+        yield from _agreed(record)
+        return
     make = _verdict if record.verb == "winrate" else _answer
     for row in record.good:
         if (made := make(record, row)) is not None:
@@ -226,15 +229,32 @@ def _verdict(record: Record, row: Mapping[str, Any]) -> Json | None:
         share = row["preference"]
     if share is None:
         return None
-    made = _instance(record, _evaluation(record), str(row["key"]), _result_id(record, "winrate", 1))
+    told = {name: row.get(name) for name in ("verdict", "order", "reason", "task")}
+    return _judged(record, str(row["key"]), str(row["prompt"]), float(share), str(row["verdict"]), told)
+
+
+def _agreed(record: Record) -> Iterator[Json]:
+    """An instance per prompt: under this rule the two orders are one verdict."""
+    terms = win_rates.win_rate(record)
+    for prompt, num, den in zip(terms.prompts, terms.num, terms.den, strict=True):
+        if den:
+            share = float(num / den)
+            word = {1.0: "candidate", 0.0: "baseline"}.get(share, "tie")
+            rows = [row for row in record.good if str(row["prompt"]) == prompt]
+            told = {"orders": ", ".join(f"{row.get('order')}: {row['verdict']}" for row in rows)}
+            yield _judged(record, prompt, prompt, share, word, told)
+
+
+def _judged(record: Record, sample: str, prompt: str, share: float, word: str, told: Json) -> Json:
+    made = _instance(record, _evaluation(record), sample, _result_id(record, "winrate", 1))
     # Rows of verdicts hold no texts; the prompt is named by its digest.
-    made["input"] = {"raw": f"prompt {row['prompt']}", "reference": []}
+    made["input"] = {"raw": f"prompt {prompt}", "reference": []}
     made["output"] = {"raw": []}
-    found: Json = {"turn_idx": 0, "source": "judge", "extracted_value": str(row["verdict"])}
+    found: Json = {"turn_idx": 0, "source": "judge", "extracted_value": word}
     found["extraction_method"] = str((record.facts.get("judge") or {}).get("kind") or UNKNOWN)
     made["answer_attribution"] = [{**found, "is_terminal": True}]
-    made["evaluation"] = {"score": float(share), "is_correct": float(share) > 0.5}
-    made["metadata"] = _texts({name: row.get(name) for name in ("verdict", "order", "reason", "task")})
+    made["evaluation"] = {"score": share, "is_correct": share > 0.5}
+    made["metadata"] = _texts(told)
     return made
 
 

@@ -225,8 +225,8 @@ def _rests_on(surfaces: Sequence[Surface]) -> str:
         return f"interpolated from {counts} points, how well was not measured"
     worst = max(known, key=lambda one: one["share_of_range"])
     return (
-        f"interpolated from {counts} points, largest error at {worst['held_out']} held-out points "
-        f"{worst['largest_error']:.2g} ({100 * worst['share_of_range']:.2g} % of the range)"
+        f"interpolated from {counts} points, error at {worst['held_out']} held-out points at most "
+        f"{100 * worst['share_of_range']:.2g} % of a surface's range ({worst['largest_error']:.2g} there)"
     )
 
 

@@ -88,6 +88,7 @@ def sizes(library: Library, resamples: int) -> Sizes:
 
 def _column(library: Library, grid: Grid, column: Column, known: dict[str, int]) -> Sizes:
     groups: dict[Method, dict[int, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    taught: dict[tuple[Method, int], set[str]] = defaultdict(set)
     alone = []
     for (other, method), found in grid.found.items():
         if other != column:
@@ -97,6 +98,14 @@ def _column(library: Library, grid: Grid, column: Column, known: dict[str, int])
         teacher = str(method.get("teacher"))
         if method.role == "student" and teacher in known and method.get("step") is None:
             groups[_without_teacher(method)][known[teacher]] += found
+            taught[_without_teacher(method), known[teacher]].add(teacher)
+    if alike := [
+        f"{method.label} from {size_name(size)}" for (method, size), names in taught.items() if len(names) > 1
+    ]:
+        raise InputError(
+            f"several teachers of one size taught the same method ({', '.join(alike)}), and a point of the teachers "
+            "figure is one teacher: keep their records in directories of their own"
+        )
     lines = [_line(method, by_size) for method, by_size in groups.items() if len(by_size) > 1]
     lines.sort(key=lambda line: line.method.order)
     return Sizes(column.kind, grid.label(column), lines, measures.pool(alone) if alone else None)

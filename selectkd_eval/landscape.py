@@ -93,8 +93,8 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
     rows, r = records.read(record.path).rows, float(record.facts["radius"])
     radii = (r / 2, r)
     heads = ["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]
-    table = [[*heads, "interpolation off by", "points", "s/point"]]
-    known = []  # students with a finite loss somewhere
+    table = [[*heads, "largest error at held-out points", "points", "s/point"]]
+    known, worst = [], 0.0  # students with a finite loss somewhere
     for index, student in enumerate(walk.students):
         try:
             planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
@@ -104,11 +104,17 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         known.append(index)
         cells = [f"{planes[0].centre:.4f}", *(_spread(planes, radius) for radius in radii)]
         off = [plane.residual / plane.range for plane in planes if plane.range > 0 and np.isfinite(plane.residual)]
+        worst = max([worst, *off])
         spent = walk.seconds[index]
         cells += [f"{100 * max(off):.2g} % of range" if off else "–", str(sum(plane.n_measured for plane in planes))]
         table.append([student.card.method, *cells, f"{np.mean(spent):.3g}" if spent else "–"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    if worst > options.tolerance:
+        lines.append(
+            f"between the points the interpolation is further off than --tolerance {options.tolerance:g} of the range, "
+            "refined as far as it goes: --grid 21 measures more points"
+        )
     for index in known:
         found = flatness.scalars(rows, index)
         parts = [

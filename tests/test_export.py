@@ -180,6 +180,19 @@ def test_instances_are_named_by_their_place_and_digest_and_average_to_the_score(
         assert result["score_details"]["score"] == pytest.approx(mean, abs=1e-12)
 
 
+def test_where_both_orders_must_agree_an_instance_is_a_prompt(tmp_path: Path) -> None:
+    record = record_factory.winrate(tmp_path, card("KD", 0), card("Start"), n=6, ties="agreement")
+    rows = [{**row, "order": "candidate-first"} for row in record.rows]
+    rows += [
+        {**row, "key": f"{row['key']}/2", "order": "baseline-first", "verdict": "candidate"} for row in record.rows
+    ]
+    record = records.Record(record.path, record.header, rows, True)
+    told = [one["evaluation"]["score"] for one in instances(record)]
+    assert len(told) == 6
+    score = aggregate(Library([record]), record, b"")["evaluation_results"][0]["score_details"]["score"]
+    assert score == pytest.approx(np.mean(told), abs=1e-12)
+
+
 def test_scores_and_intervals_are_those_of_our_tables(made: Path) -> None:
     found = library(made)
     for record in (found.of("passk")[3], found.of("winrate")[0]):

@@ -121,7 +121,7 @@ def test_the_caption_says_what_everything_rests_on(drawings: dict[int, Drawing])
         "7 × 7 points",
         "radius 0.5 of the weights' row norms (as asked)",
         "the nearest to the mean profile of 3",
-        "interpolated from 49 points, largest error at 4 held-out points",
+        "interpolated from 49 points, error at 4 held-out points at most",
         "95 % t interval over 3 direction seeds and 3 training seeds; thin lines: single training seeds",
         "rise minus that of KD, paired by direction and training seed",
         "curvature E[d'Hd]",

@@ -119,6 +119,16 @@ def test_a_trend_over_teachers_is_tested(tmp_path: Path) -> None:
     assert data["student alone"]["value"] < data["KD"]["1500000000"]["value"]
 
 
+def test_two_teachers_of_one_size_are_not_one_point(tmp_path: Path) -> None:
+    for rank, size in enumerate((1_000_000, 7_000_000, 7_000_000)):
+        teacher = make.card("Teacher") | {"name": f"teacher-{rank}", "fingerprint": f"t{rank}", "parameters": size}
+        student = make.card("KD", 0, teacher=f"t{rank}") | {"name": f"students/{rank}"}
+        make.train(tmp_path, student, teacher=teacher)
+        make.passk(tmp_path, student, 10)
+    with pytest.raises(InputError, match=r"one size taught the same method \(KD from 7M\)"):
+        draw("teachers", library(tmp_path), FEW)
+
+
 def test_teachers_are_ticks_named_by_size(tmp_path: Path) -> None:
     drawing = draw("teachers", library(make.teachers(tmp_path, seeds=(0,), n=20)), FEW)
     labels = [label.get_text() for label in drawing.figure.axes[0].get_xticklabels()]

@@ -278,6 +278,6 @@ def test_a_record_is_not_gone_on_with_under_other_tokens_or_another_teacher(tiny
 def test_a_distance_without_a_point_is_a_dash(tiny_pair, tmp_path, capsys):
     landscape.run(options(tiny_pair, tmp_path, grid=3, radius=0.5))
     header, line, *_ = capsys.readouterr().out.splitlines()
-    assert "rise at |r| = 0.25  rise at |r| = 0.5  interpolation off by" in header
+    assert "rise at |r| = 0.25  rise at |r| = 0.5  largest error at held-out points" in header
     near, far, off, points, seconds = line.split()[-5:]
     assert near == off == "–" and float(far) != 0 and points == "9" and float(seconds) > 0
