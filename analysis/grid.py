@@ -145,9 +145,9 @@ class Grid:
         pairs = [(x, y) for x, y in zip(left, right, strict=True) if x and y and x.prompts == y.prompts]
         if len(pairs) < max(2, len(columns)) or not all(x.den.sum() and y.den.sum() for x, y in pairs):
             return None
-        return stats.mean_of_ratios(
-            [(x.num, x.den) for x, _ in pairs], [(y.num, y.den) for _, y in pairs], resamples=self.resamples
-        )
+        shares = all(x.proportion and y.proportion for x, y in pairs)
+        mine, theirs = [(x.num, x.den) for x, _ in pairs], [(y.num, y.den) for _, y in pairs]
+        return stats.mean_of_ratios(mine, theirs, resamples=self.resamples, proportion=shares)
 
     def note(self, text: str) -> None:
         if text not in self.notes:

@@ -237,12 +237,13 @@ def mean_of_ratios(
     """Unweighted mean over tasks of sum(num) / sum(den), for an AVG column; each task keeps its prompts.
 
     `groups` holds (num, den) per task. With `minus`, on the same prompts task by task, the paired difference of the two
-    means and the p-value of `mean_swap_test`; otherwise the p-value is NaN. With `proportion`, the mean of shares of
-    which one is at the edge has its interval from the tasks' own, of which that one's is Wilson's.
+    means and the p-value of `mean_swap_test`; otherwise the p-value is NaN. With `proportion`, where one share is at
+    the edge (or few prompts of one difference differ), the interval comes from the tasks' own, that one's Wilson's.
     """
     name = choose(method, INTERVALS, "interval")
     if proportion and minus is None and any(at_the_edge(*pair) for pair in groups):
-        return _mean_by_limits(groups, resamples, seed), float("nan")
+        own = [ratio(num, den, resamples=resamples, seed=seed, proportion=True) for num, den in groups]
+        return _combined(own), float("nan")
     arms = 1 if minus is None else 2
     draws, values, n = np.zeros((arms, resamples)), np.zeros(arms), 0
     without: list[Floats] = []
@@ -262,6 +263,8 @@ def mean_of_ratios(
     if minus is not None:
         fours = [(*mine, *theirs) for mine, theirs in zip(groups, minus, strict=True)]
         p, _ = mean_swap_test(fours, resamples=resamples, seed=seed)
+        if proportion and any(paired_edge_limits(*four) for four in fours):
+            return _combined([_difference(four, resamples, seed) for four in fours]), p
     words = f"{'' if minus is None else 'paired '}{name} over prompts within tasks, {resamples:,} resamples"
     return Estimate(value, low, high, n, words), p
 
@@ -271,9 +274,15 @@ def _a_minus_b(arms: Floats) -> Floats:
     return np.asarray(arms[0] if len(arms) == 1 else arms[0] - arms[1])
 
 
-def _mean_by_limits(groups: Sequence[tuple[ArrayLike, ArrayLike]], resamples: int, seed: int) -> Estimate:
-    """The mean over tasks with limits as far from it as the tasks' own, added in squares (Zou and Donner 2008)."""
-    found = [ratio(num, den, resamples=resamples, seed=seed, proportion=True) for num, den in groups]
+def _difference(four: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], resamples: int, seed: int) -> Estimate:
+    """Share a minus share b of one task, with Wilson's limits where few prompts differ."""
+    found, _ = paired_delta(*four, resamples=resamples, seed=seed)
+    low, high = paired_edge_limits(*four) or (found.low, found.high)
+    return Estimate(found.value, low, high, found.n, found.method)
+
+
+def _combined(found: Sequence[Estimate]) -> Estimate:
+    """The mean of independent numbers, with limits as far from it as theirs added in squares (Zou and Donner 2008)."""
     value = float(np.mean([one.value for one in found]))
     below = float(np.sqrt(sum((one.value - one.low) ** 2 for one in found))) / len(found)
     above = float(np.sqrt(sum((one.high - one.value) ** 2 for one in found))) / len(found)

@@ -20,6 +20,7 @@ from selectkd_eval.stats import (
     holm,
     mean_of_ratios,
     paired_delta,
+    paired_edge_limits,
     pass_at_k,
     ratio,
     sign_flip,
@@ -254,3 +255,21 @@ def test_a_mean_over_tasks_covers_with_one_at_the_edge() -> None:
         found, _ = mean_of_ratios(groups, resamples=500, proportion=True)
         hits += found.low <= 0.025 <= found.high
     assert 0.91 <= hits / 300 <= 0.99
+
+
+def test_an_average_difference_is_as_unsure_as_its_tasks() -> None:
+    """One task on which a single prompt of 30 differs: its limits are Wilson's, and the average has half of them."""
+    rng = np.random.default_rng(0)
+    same = (rng.random(30) < 0.5).astype(float)
+    other = same.copy()
+    other[0] = 1 - other[0]
+    a, b = (rng.random(200) < 0.6).astype(float), (rng.random(200) < 0.5).astype(float)
+    few, many = np.ones(30), np.ones(200)
+    found, p = mean_of_ratios([(other, few), (a, many)], [(same, few), (b, many)], proportion=True)
+    low, high = paired_edge_limits(other, few, same, few) or (0.0, 0.0)
+    assert found.value == pytest.approx(((other - same).mean() + (a - b).mean()) / 2)
+    assert found.low <= found.value - ((other - same).mean() - low) / 2
+    assert found.high >= found.value + (high - (other - same).mean()) / 2
+    assert 0 < p <= 1 and found.method == "the tasks' limits combined"
+    plain, _ = mean_of_ratios([(other, few), (a, many)], [(same, few), (b, many)])
+    assert plain.half_width < found.half_width
