@@ -7,6 +7,7 @@ cumulative learning rate where the train record is among the records, else the o
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from selectkd_eval.theorem import Curve, Fit, Verdict
 HELD_OUT = "held-out text of training"
 # The theorem speaks of the method's own gate. One without a gate has none, and is measured by Greedy Top-k.
 _OWN = {"top-k": "greedy", "spec-k": "spec"}
-_VALIDATION = {"greedy": "tar_top_k", "spec": "tar_spec_k", "alpha": "alpha"}
+# What the validation rows of a train record call each acceptance.
+VALIDATION = {"greedy": "tar_top_k", "spec": "tar_spec_k", "alpha": "alpha"}
 
 
 class Run(NamedTuple):
@@ -79,6 +81,12 @@ class Judged(NamedTuple):
     rate: Estimate | None
     intercept: float
     left_out: int  # runs whose learning rates are unknown, beside others whose are known
+
+    @property
+    def kappa_max(self) -> float:
+        """The largest kappa for which the bound holds on every interval of every run; NaN where none can be told."""
+        known = [fit.kappa_max for fit in self.fits if not math.isnan(fit.kappa_max)]
+        return min(known, default=float("nan"))
 
     @property
     def name(self) -> str:
@@ -162,7 +170,7 @@ def _kept(library: Library, chosen: TarSet) -> list[Run]:
 def _validated(library: Library, record: Record) -> Run | None:
     """A run as its validation rows tell it; None where none has two evaluations."""
     method, curves, steps, by_rate = library.trained(record), {}, np.zeros(0), False
-    for what, name in _VALIDATION.items():
+    for what, name in VALIDATION.items():
         at, values = measures.curve(record.rows, "validation", name)
         if not len(at) and gated(method) and what == own(method):
             at, values = measures.curve(record.rows, "validation", "tar")  # older records hold the gate's own alone

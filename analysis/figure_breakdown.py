@@ -20,8 +20,9 @@ from analysis.acceptance import WHAT, Breakdown, TarSet, tar_sets
 from analysis.fitting import ticks
 from analysis.load import Library, Method
 from analysis.method_legend import lines, method_legend
-from analysis.style import ERROR, Drawing, Look, Settings, ink, told_apart, width
+from analysis.style import Drawing, Look, Settings, interval_line, told_apart, width
 from analysis.table_ir import number
+from analysis.tar_words import not_drawn
 from selectkd_eval.errors import InputError
 
 DRAWN = "alpha"  # one definition for all: it depends on no k and does not saturate
@@ -37,7 +38,8 @@ def breakdown(library: Library, settings: Settings) -> Drawing:
             "the breakdown figure needs tar records with acceptance by entropy and position: measure the students "
             "with `selectkd-eval tar` (records of earlier versions lack it: give another --out)"
         )
-    texts = list(dict.fromkeys(chosen.text for chosen, _, _ in found))[: TEXTS if settings.columns == 2 else 1]
+    every = list(dict.fromkeys(chosen.text for chosen, _, _ in found))
+    texts = every[: TEXTS if settings.columns == 2 else 1]
     found = [one for one in found if one[0].text in texts]
     columns = min(settings.columns, len(found))
     blocks = -(-len(found) // columns)
@@ -60,11 +62,12 @@ def breakdown(library: Library, settings: Settings) -> Drawing:
             **{library.label(method): table for method, table in numbers.items()},
         }
     method_legend(figure, library, styles, width(settings))
-    n = len(next(iter(found[0][2].terms.values()))[DRAWN][0].prompts)
+    sizes = {chosen.text: len(next(iter(part.terms.values()))[DRAWN][0].prompts) for chosen, _, part in found}
+    told = ", ".join(f"n = {n:,} on {text}" for text, n in sizes.items())
     caption = (
         "Acceptance α = 1 − TV by the teacher's entropy and by the place in the response (powers of two), pooled over "
-        f"tokens and training seeds; 95 % intervals over prompts (n = {n:,} on {found[0][0].text}). Below: each bin's "
-        "share of the response tokens."
+        f"tokens and training seeds; 95 % intervals over prompts ({told}). Below: each bin's share of the response "
+        f"tokens.{not_drawn(text for text in every if text not in texts)}"
     )
     return Drawing("breakdown", figure, caption, " ".join(words), data)
 
@@ -104,19 +107,8 @@ def _rates(
     for rank, method in enumerate(methods):
         there = [at for at in bins if numbers[method][DRAWN][at] is not None]
         xs = [bins.index(at) + spread * (rank - (len(methods) - 1) / 2) for at in there]
-        value, low, high = np.array([numbers[method][DRAWN][at] for at in there], dtype=float).reshape(-1, 3).T
-        style = styles[method]
-        axis.errorbar(
-            xs,
-            value,
-            yerr=[value - low, high - value],
-            color=ink(style),
-            marker=style.marker,
-            markersize=3,
-            linestyle=style.line,
-            linewidth=0.5,
-            **ERROR | {"ecolor": ink(style), "capsize": 1.5, "elinewidth": 0.7},
-        )
+        limits = [numbers[method][DRAWN][at] for at in there]
+        interval_line(axis, xs, limits, styles[method], linewidth=0.5)
     axis.set_ylabel("α = 1 − TV")
     axis.set_title(text)
     axis.set_xticks(range(len(bins)), [])

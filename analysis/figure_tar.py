@@ -18,19 +18,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.acceptance import WHAT, TarSet, tar_sets
-from analysis.acceptance_runs import named
+from analysis.acceptance_runs import VALIDATION, gated, named, own
 from analysis.load import Library, Method
 from analysis.method_legend import lines, method_legend
-from analysis.style import ERROR, INK, Drawing, Look, Settings, ink, looks, width
+from analysis.style import INK, Drawing, Look, Settings, ink, interval_line, looks, width
 from analysis.table_ir import number
+from analysis.tar_words import not_drawn
 from analysis.training_curves import Series, held_out_loss, plain, series_of, trained_methods
 from selectkd_eval.errors import InputError
 from selectkd_eval.records import Record
 
 LOSS, RATE = "#0072B2", "#D55E00"
 TEXTS = 2
-_KINDS = {"greedy": ("#E69F00", "s", "--"), "spec": ("#009E73", "^", "-."), "alpha": ("#444444", "o", "-")}
-_OWN = {"top-k": "tar_top_k", "spec-k": "tar_spec_k"}  # a gate's definition in the validation rows of every method
+_KINDS = {"greedy": ("#E69F00", "s"), "spec": ("#009E73", "^"), "alpha": ("#444444", "o")}
 
 Groups = dict[Method, list[Record]]
 
@@ -48,22 +48,23 @@ class Panels(NamedTuple):
 def tar(library: Library, settings: Settings) -> Drawing:
     """Validation loss against token acceptance: over the steps, as a phase plot, and over checkpoints."""
     groups = trained_methods(library) if library.of("train") else {}
-    gated = [method for method in groups if _moving_tar(groups[method])]
-    evaluated = tar_sets(library)[:TEXTS]
-    if not gated and not evaluated:
+    moving = [method for method in groups if _moving_tar(groups[method])]
+    every = tar_sets(library)
+    evaluated = every[:TEXTS]
+    if not moving and not evaluated:
         raise InputError("the tar figure needs train records with a verifier, or tar records: train or measure one")
     everyone = {*groups, *(method for chosen in evaluated for method in chosen.methods)}
     styles = looks(sorted(everyone, key=lambda method: method.order))
-    drawn = set(_compared(groups)) if gated else set()
+    drawn = set(_compared(groups)) if moving else set()
     for chosen in evaluated:
         drawn |= set(chosen.methods) if _stepped(chosen) else set()
     named_styles = {method: style for method, style in styles.items() if method in drawn}
-    panels = _panels(settings, bool(gated), evaluated, lines(library, named_styles, width(settings)))
+    panels = _panels(settings, bool(moving), evaluated, lines(library, named_styles, width(settings)))
     data: dict[str, Any] = {}
     words = []
     if panels.phase is not None:
         # The paper draws its non-greedy variant: Spec-k when there is one.
-        shown = max(gated, key=lambda method: (method.get("verifier") == "spec-k", method.order))
+        shown = max(moving, key=lambda method: (method.get("verifier") == "spec-k", method.order))
         words.append(_curves(panels.curves, groups[shown], library.label(shown), data))
         _phase(panels.phase, library, _compared(groups), shown, styles, data)
     for chosen in evaluated:
@@ -75,6 +76,7 @@ def tar(library: Library, settings: Settings) -> Drawing:
         "Token acceptance. TAR is the mean over sequences of the share of accepted tokens (Eq. 13, by the acceptance "
         "indicator); Spec-k's is exact, 1 − TV^k; intervals are 95 % over prompts. Hollow triangles: evaluations at "
         "which TAR fell. TAR is a measure of agreement with the teacher, not of quality."
+        + not_drawn(chosen.text for chosen in every if chosen.text not in panels.fixed)
     )
     return Drawing("tar", panels.figure, caption, " ".join(words), data)
 
@@ -169,9 +171,9 @@ def _phase(
     data: dict[str, Any],
 ) -> None:
     """Loss against acceptance, every method by one definition: the shown gate's, or alpha where that is not known."""
-    own = _OWN.get(str(shown.get("verifier")), "alpha")
-    everywhere = all(series_of(found, "validation", own) is not None for found in compared.values())
-    what = own if everywhere else "alpha"
+    wanted = VALIDATION[own(shown)] if gated(shown) else "alpha"
+    everywhere = all(series_of(found, "validation", wanted) is not None for found in compared.values())
+    what = wanted if everywhere else "alpha"
     points = None
     last = max((float(s.steps[-1]) for f in compared.values() if (s := series_of(f, "validation", "loss"))), default=1)
     for method, found in compared.items():
@@ -234,7 +236,7 @@ def _checkpoints(
             continue
         for method in methods:
             points = data[f"{chosen.text} {what} {library.label(method)}"]
-            _interval_line(axis, [p["step"] or 0 for p in points], points, styles[method])
+            interval_line(axis, [p["step"] or 0 for p in points], [p["macro"] for p in points], styles[method])
         axis.set_title(f"{chosen.text}\n{'α = 1 − TV' if what == 'alpha' else f'TAR, {named(what, chosen.k)}'}")
         axis.set_xlabel("checkpoint step")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -258,27 +260,12 @@ def _estimates(chosen: TarSet, method: Method, what: str, resamples: int) -> lis
     return found
 
 
-def _interval_line(axis: Axes, xs: Sequence[float], points: Sequence[dict[str, Any]], style: Look) -> None:
-    value, low, high = np.array([point["macro"] for point in points]).T
-    axis.errorbar(
-        xs,
-        value,
-        yerr=[value - low, high - value],
-        color=ink(style),
-        marker=style.marker,
-        markersize=3,
-        linestyle=style.line,
-        linewidth=0.9,
-        **ERROR | {"ecolor": ink(style), "capsize": 1.5, "elinewidth": 0.7},
-    )
-
-
 def _side_by_side(axis: Axes, library: Library, chosen: TarSet, data: dict[str, Any]) -> list[str]:
     """Final students only: methods along the axis, a colour and a marker for each definition."""
     methods, words = chosen.methods, []
-    for what, (colour, marker, _) in _KINDS.items():
+    for what, (colour, marker) in _KINDS.items():
         points = [data[f"{chosen.text} {what} {library.label(method)}"][-1] for method in methods]
-        _interval_line(axis, list(range(len(methods))), points, Look(colour, "", "", marker))
+        interval_line(axis, range(len(methods)), [p["macro"] for p in points], Look(colour, "", "", marker))
         axis.lines[-1].set_label(named(what, chosen.k))
         words.append(f"{named(what, chosen.k)} " + ", ".join(number(point["macro"][0], 3) for point in points))
     axis.set_ylabel("acceptance")

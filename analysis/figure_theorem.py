@@ -18,7 +18,8 @@ from analysis.acceptance import WHAT
 from analysis.acceptance_runs import Judged, in_words, judged
 from analysis.load import Library
 from analysis.style import INK, Drawing, Look, Settings, ink, looks, width
-from analysis.table_ir import number
+from analysis.table_ir import interval, number
+from analysis.tar_words import not_drawn
 from selectkd_eval import theorem
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Floats
@@ -59,6 +60,7 @@ def theorem_1(library: Library, settings: Settings) -> Drawing:
         )
         + f"Typical rate: Theil-Sen over all evaluations of a method's runs with TAR up to {theorem.SATURATED}, 95 % "
         "band of its slope. The bound's premises are not tested."
+        + not_drawn(_key(library, panel) for panel in every if panel not in shown)
     )
     data = {_key(library, panel): _data(panel, settings.resamples) for panel in every}
     return Drawing("theorem", figure, caption, " ".join(words), data)
@@ -90,10 +92,10 @@ def _draw(axis: Axes, library: Library, panel: Judged, style: Look) -> None:
     by_rate = panel.runs[0].by_rate
     axis.set_xlabel("cumulative learning rate Σ η" if by_rate else "optimiser step (learning rates not known)")
     axis.set_ylabel(f"−log(1 − TAR), {panel.name}")
-    kappa = min((fit.kappa_max for fit in panel.fits), default=float("nan"))
+    kappa = panel.kappa_max
     axis.set_title(
         f"{library.label(panel.method)}, {panel.text}\n{_broken(in_words(panel.fits))}\n"
-        f"largest valid κ = {number(kappa, 2)}{'' if kappa > 0 else ' ≤ 0'}",
+        f"largest valid κ = {_told(kappa)}{' ≤ 0' if kappa <= 0 else ''}",
         fontsize=7,
     )
 
@@ -122,8 +124,8 @@ def _band(axis: Axes, panel: Judged, ends: Floats) -> None:
 
 def _bound(axis: Axes, panel: Judged, ends: Floats) -> None:
     """What the largest valid kappa demands from the first evaluation on: a line that no run may fall below."""
-    worst = min(range(len(panel.fits)), key=lambda place: panel.fits[place].kappa_max)
-    kappa = panel.fits[worst].kappa_max
+    kappa = panel.kappa_max
+    worst = next((place for place, fit in enumerate(panel.fits) if fit.kappa_max == kappa), 0)
     first = _finite(theorem.remaining(panel.runs[worst].curves[panel.what].tar))[0]
     if np.isfinite(kappa):
         axis.plot(ends, first + kappa * (ends - ends[0]), color=INK, linestyle=":", linewidth=1, zorder=1.7)
@@ -145,17 +147,20 @@ def _handles() -> list[Line2D]:
 
 
 def _words(library: Library, panel: Judged) -> str:
+    unit = "cumulative learning rate" if panel.runs[0].by_rate else "optimiser steps"
     rate = "no typical rate"
     if panel.rate is not None:
-        limits = f"[{number(panel.rate.low, 1)}, {number(panel.rate.high, 1)}]"
-        rate = f"typical rate {number(panel.rate.value, 1)} {limits}"
-    kappa = min(fit.kappa_max for fit in panel.fits)
+        typical = f"{number(panel.rate.value, 1)} {interval(panel.rate, 1)}"
+        rate = f"typical rate {typical} per unit of {unit} (n = {panel.rate.n} evaluations)"
     reasons = "; ".join(dict.fromkeys(fit.reason for fit in panel.fits if fit.reason))
     return (
         f"Theorem 1 for {library.label(panel.method)} on {panel.text} ({panel.name}): {in_words(panel.fits)}"
-        f"{f', because {reasons}' if reasons else ''}; largest valid kappa {number(kappa, 2)}, {rate} per unit of "
-        f"{'cumulative learning rate' if panel.runs[0].by_rate else 'optimiser steps'}."
+        f"{f', because {reasons}' if reasons else ''}; largest valid kappa {_told(panel.kappa_max)}, {rate}."
     )
+
+
+def _told(kappa: float) -> str:
+    return "–" if np.isnan(kappa) else number(kappa, 2)
 
 
 def _key(library: Library, panel: Judged) -> str:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.files import put
@@ -167,6 +169,24 @@ def ink(style: Look) -> str:
 def reach(estimate: Estimate) -> list[list[float]]:
     """Distances from the value to its limits, as matplotlib wants them."""
     return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
+
+
+def interval_line(
+    axis: Axes, xs: Sequence[float], limits: Sequence[Sequence[float]], style: Look, linewidth: float = 0.9
+) -> None:
+    """Points with their intervals, joined by a line; `limits` holds (value, low, high) of each."""
+    value, low, high = np.array(limits, dtype=float).reshape(-1, 3).T
+    axis.errorbar(
+        xs,
+        value,
+        yerr=[value - low, high - value],
+        color=ink(style),
+        marker=style.marker,
+        markersize=3,
+        linestyle=style.line,
+        linewidth=linewidth,
+        **ERROR | {"ecolor": ink(style), "capsize": 1.5, "elinewidth": 0.7},
+    )
 
 
 def point(style: Look, *, filled: bool) -> dict[str, Any]:

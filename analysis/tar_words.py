@@ -7,7 +7,7 @@ which side of that line a gate changes anything. The line is drawn at one nat, b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from analysis.acceptance import Breakdown, TarSet, tar_sets
 from analysis.acceptance_runs import HELD_OUT, Judged, in_words, judged
@@ -64,7 +64,6 @@ def _theorem(library: Library, resamples: int) -> Iterator[str]:
 def _judged(library: Library, panel: Judged) -> str:
     label = f"{library.label(panel.method)} ({panel.name}):"
     falls = [drop for fit in panel.fits for drop in fit.drops]
-    kappa = min(fit.kappa_max for fit in panel.fits)
     unit = "per unit of cumulative learning rate" if panel.runs[0].by_rate else "per step"
     told = f"{label} {in_words(panel.fits)}"
     worst = min(falls, key=lambda drop: drop.change.value, default=None)
@@ -72,8 +71,8 @@ def _judged(library: Library, panel: Judged) -> str:
         size = _signed(worst.change, 4) if worst.change.n else signed(worst.change.value, 4)
         intervals = sum(len(fit.kappas) for fit in panel.fits)
         told += f", TAR fell over {len(falls)} of {intervals} intervals, at worst by {size}"
-    if kappa > 0:  # NaN is not
-        told += f", largest valid κ {number(kappa, 2)} {unit}"
+    if panel.kappa_max > 0:  # NaN is not
+        told += f", largest valid κ {number(panel.kappa_max, 2)} {unit}"
     if panel.left_out:
         told += f", {panel.left_out} more without known learning rates left out"
     reasons = dict.fromkeys(fit.reason for fit in panel.fits if fit.reason)
@@ -111,6 +110,12 @@ def _unsure(library: Library, chosen: TarSet, part: Breakdown, resamples: int) -
 
 def _sides(part: Breakdown, method: Method) -> tuple[measures.Terms, measures.Terms]:
     return part.between(method, "alpha", UNSURE, None), part.between(method, "alpha", None, UNSURE)
+
+
+def not_drawn(names: Iterable[str]) -> str:
+    """What a figure has no room for, for its caption; empty where all is drawn."""
+    told = list(dict.fromkeys(names))
+    return f" Not drawn, for want of room: {', '.join(told)}." if told else ""
 
 
 def _signed(estimate: Estimate, digits: int = 3) -> str:

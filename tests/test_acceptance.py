@@ -12,8 +12,8 @@ from rewriting import rewrite
 
 from analysis import tar_words
 from analysis.acceptance import tar_sets
-from analysis.acceptance_runs import HELD_OUT, cumulative_rate, in_words, judged, own, runs
-from analysis.load import Library, library
+from analysis.acceptance_runs import HELD_OUT, Judged, cumulative_rate, in_words, judged, own, runs
+from analysis.load import Library, Method, library
 from selectkd_eval.records import Record
 from selectkd_eval.theorem import Fit
 
@@ -129,6 +129,24 @@ def test_verdicts_of_several_runs_are_counted() -> None:
     fits = [Fit("holds on this run", none), Fit("cannot be told", none), Fit("holds on this run", none)]
     assert in_words(fits) == "holds in 2 of 3 runs; cannot be told in 1 of 3 runs"
     assert in_words(fits[:1]) == "holds on this run"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_largest_valid_kappa_of_several_runs_is_the_least_that_is_known(order: tuple[int, ...]) -> None:
+    fits = [
+        Fit("holds on this run", np.array([3.0, 2.0])),
+        Fit("cannot be told", np.zeros(0)),
+        Fit("holds on this run", np.array([5.0])),
+    ]
+    method = Method("KD")
+    found = Judged(method, "text", "alpha", [], [fits[place] for place in order], None, float("nan"), 0)
+    assert found.kappa_max == 2.0
+    assert np.isnan(found._replace(fits=[fits[1]]).kappa_max)
+
+
+def test_what_a_figure_has_no_room_for_is_named_once() -> None:
+    assert tar_words.not_drawn([]) == ""
+    assert tar_words.not_drawn(["a", "b", "a"]) == " Not drawn, for want of room: a, b."
 
 
 @pytest.fixture(scope="module")
