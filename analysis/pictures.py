@@ -19,6 +19,7 @@ from analysis.style import Drawing, Settings, close, encode
 
 PIXELS = 130  # CSS pixels per inch of figure
 DPI = 160  # what is drawn for them: a little sharper than the page shows it at full width
+_MOVING = 2_000  # the palette is settled once fewer pixels change colour: to the last one takes five times as long
 _COLOURS = 128  # the largest difference to the full palette is a tenth of the scale, in single pixels of an edge
 
 
@@ -49,10 +50,12 @@ def picture(name: str, records: Library, settings: Settings) -> Picture:
 def reduced(drawing: Drawing) -> tuple[str, bytes]:
     """The drawing in few bytes: its format's name and the file."""
     full = Image.open(BytesIO(encode(drawing, "png", DPI))).convert("RGB")
-    few = full.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few = full.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=_MOVING, dither=Image.Dither.NONE)
     buffer = BytesIO()
     if features.check("webp"):
-        few.convert("RGB").save(buffer, "WEBP", lossless=True, quality=75, method=4)  # more takes 60 times as long for 3 %
+        few.convert("RGB").save(
+            buffer, "WEBP", lossless=True, quality=75, method=4
+        )  # more takes 60 times as long for 3 %
         return "webp", buffer.getvalue()
     few.save(buffer, "PNG", optimize=True)
     return "png", buffer.getvalue()
