@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +35,23 @@ def test_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         put(tmp_path / "file" / "page.html", "new")
+
+
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # stands for /dev/null, which root could lose
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(InputError, match="a device or a pipe"):
+            put(path, "new")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_a_link_stays_a_link_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "page.html").symlink_to(tmp_path / "there" / "page.html")
+    for text in ("first", "second"):
+        put(tmp_path / "page.html", text)
+        assert (tmp_path / "page.html").is_symlink()
+        assert (tmp_path / "there" / "page.html").read_text() == text
