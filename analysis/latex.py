@@ -52,7 +52,7 @@ _SIGNS = {
     "”": "''",
     "’": "'",
 }
-_UPRIGHT = 135  # characters of a line of a table that is still read upright, scaled to a page's width
+_UPRIGHT = 160  # characters of a line that is still read upright: at two thirds of its size on a page of A4
 _STYLES: dict[Style, str] = {
     "best": r"\textbf{{{}}}",
     "second": r"\underline{{{}}}",
