@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import inline, writers
+from analysis import inline, reproduction, writers
 from analysis.explorer import Explorer, explorer
 from analysis.figures import FIGURES
 from analysis.figures import JUDGED as JUDGED_FIGURES
@@ -108,10 +108,12 @@ class Shown(NamedTuple):
 
 
 def run(options: ReportOptions) -> int | None:
-    """Write the page; print what it comes to on one screen, and its path."""
+    """Write the page and the state of reproduction; print what it comes to on one screen, and where they are."""
     records = library(options.records)
     put(options.out, page(records, options.title, options.resamples, options.items))
+    told = reproduction.write(records, options.records, options.out, options.state)
     print(one_screen(records, options.resamples))
+    print(told)
     print(f"report: {options.out}")
     return None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis import figures, paper, style
+from analysis.files import put
 from analysis.load import Library
 from analysis.pairs import Pair, Pairs, plain
 from analysis.protocols import protocols, under
@@ -33,8 +34,8 @@ _PASSES, _TRAINED = ("passk", "regrade"), ("train", "tar")
 _NEEDS = "needs GPUs and the paper's models"
 _ASKS = f"{_NEEDS}, and its judges' API keys"
 
-FOLDERS = """# Reports
-
+_FIRST = "# Reports\n"  # every state begins so, and is known by it
+FOLDERS = f"""{_FIRST}
 | where | what | made by |
 |---|---|---|
 | `paper/table1.csv` ... `table6.csv` | the published numbers, typed from the paper | by hand; tests recompute \
@@ -129,6 +130,17 @@ def state(library: Library, where: str | Path, drawn: Collection[str] | None = N
         command = f"`{one.command.replace('|', chr(92) + '|')}`" if one.command else "—"
         lines.append(f"| {' | '.join(map(markdown_text, told))} | {command} | {markdown_text(one.machines)} |")
     return "\n".join(lines) + "\n"
+
+
+def write(library: Library, where: Path, page: Path, asked: Path | None) -> str:
+    """Write the state where it was asked for, else as README.md beside the page; return the line that says so.
+
+    A README of somebody else beside the page is left alone, and the line says that.
+    """
+    path = asked or page.with_name("README.md")
+    if asked is None and path.is_file() and not path.read_bytes().startswith(_FIRST.encode()):
+        return f"state of reproduction: not written, {path} is not one of ours; give --state"
+    return f"state of reproduction: {put(path, state(library, where))}"
 
 
 def states(library: Library, where: str | Path, drawn: Collection[str] | None = None) -> list[State]:
