@@ -12,9 +12,9 @@ import re
 from itertools import groupby
 from typing import NamedTuple
 
-from analysis.table_ir import Cell, Ci, Column, Row, Span, Style, Table, number
+from analysis.table_ir import UNSURE, Cell, Ci, Column, Row, Span, Style, Table, number
 
-_NUMBERED = re.compile(r"^Table \d+[.,] (.)")  # LaTeX numbers its tables itself
+_NUMBERED = re.compile(r"^Table \d+(?:\. |(, .))")  # LaTeX numbers its tables itself
 _SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -81,13 +81,14 @@ def latex(table: Table, ci: Ci = "inline", siunitx: bool = False) -> str:
     aside = _characters(table, ci) > _UPRIGHT
     needed = ["booktabs", "graphicx", *["rotating"] * aside, *["siunitx"] * siunitx, "xcolor"]
     kind = "sidewaystable" if aside else "table"
-    title = _NUMBERED.sub(lambda found: found[1].upper(), table.title)
+    title = _NUMBERED.sub(lambda found: (found[1] or "").lstrip(", ").upper(), table.title)
     lines = [
         f"% needs \\usepackage{{{','.join(needed)}}}",
         f"\\begin{{{kind}}}[tp]",
         "\\centering\\small",
         f"\\caption{{\\textbf{{{_broken(title)}}} {_broken(table.told(ci))}}}",
         f"\\label{{tab:{re.sub('[^a-z0-9]+', '-', table.name.lower())}}}",
+        "\\par\\smallskip",  # most classes leave no space below a caption
         f"\\sbox0{{\\begin{{tabular}}{{{''.join(layout.specs)}}}",
         "\\toprule",
         *_heads(table, layout),
@@ -194,7 +195,9 @@ def _cell(spans: list[Span]) -> str:
     told: list[str] = []
     for span in spans:
         space = " " * (span.text.startswith(" ") or (span.style == "interval" and bool(told)))
-        told.append(space + _STYLES.get(span.style, "{}").format(latex_text(span.text.lstrip(" "))))
+        # ° is raised already.
+        style = "{}" if span.text == UNSURE else _STYLES.get(span.style, "{}")
+        told.append(space + style.format(latex_text(span.text.lstrip(" "))))
     return "".join(told)
 
 
