@@ -203,10 +203,11 @@ def _counterparts(number: int, table: Table, total: int) -> int:
 
 def _figure(library: Library, number: str, item: Item, where: str, drawn: Collection[str] | None) -> State:
     """A figure's state, from what it would be drawn from."""
-    used = [record for record in library.records if record.verb in item.verbs]
     name = figures.named(number, library)
-    if name == "passk":
-        used = [record for record in library.records if record.verb in _PASSES]
+    verbs = _PASSES if name == "passk" else item.verbs
+    used = [record for record in library.records if record.verb in verbs]
+    if number == "5" and len({_judge(record) for record in used}) < 2:
+        used = []  # one judge does not say whether the judge matters
     parts = _parts(library, name in figures.JUDGED) if used and drawn is None else []
     if not used or not (any(_draws(name, part) for part in parts) if drawn is None else name in drawn):
         return State(item, NOT, item.lacks, item.script, "—")

@@ -49,6 +49,7 @@ def test_embedded_models_are_at_smaller_scale(demo: Library) -> None:
     for name in ("Table 1", "Table 2", "Table 4", "Table 5", "Table 6", "Figure 1", "Figure 4a", "Figure 4b"):
         assert found[name].state == SMALLER, name
     assert found["Table 3"].state == NOT
+    assert found["Figure 5"].state == NOT, "one judge says nothing of judges"
     told = found["Table 1"]
     assert "mini-stories n = 20" in told.measured and "2 training seeds" in told.measured
     assert "judge likelihood:embedded:judge" in told.measured
