@@ -82,7 +82,7 @@ fine_tune() {
     STUDENT=$INSTRUCT
     return 0
   fi
-  local base=$PLACE/base lr=$SFT_LR epochs=$SFT_EPOCHS batch=$SFT_BATCH schedule=$SFT_SCHEDULE
+  local base=$PLACE/base/${BASE##*/} lr=$SFT_LR epochs=$SFT_EPOCHS batch=$SFT_BATCH schedule=$SFT_SCHEDULE
   [ "$KIND" != code ] || lr=$SFT_CODE_LR epochs=$SFT_CODE_EPOCHS batch=$SFT_CODE_BATCH schedule=$SFT_CODE_SCHEDULE
   # The base model's weights under the teacher's tokenizer, so that both see one chat template and one end token.
   prepare start --out "$base" --model "$BASE" --tokenizer "$TEACHER" ${END:+--end "$END"}
