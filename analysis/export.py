@@ -15,7 +15,6 @@ from analysis import alpaca_files, every_eval_ever, trackers
 from analysis.files import put
 from analysis.load import Library, library
 from analysis.row_columns import columns, verbs
-from selectkd_eval import records
 from selectkd_eval.errors import choose
 from selectkd_eval.verbs import ExportOptions
 
@@ -23,14 +22,9 @@ from selectkd_eval.verbs import ExportOptions
 def run(options: ExportOptions) -> int:
     """Write what was asked for and print a line per file or run."""
     write = choose(options.to, FORMATS, "export format")
-    for line in write(_library(options.records), options):
+    for line in write(library(options.records), options):
         print(line)
     return 0
-
-
-def _library(path: Path) -> Library:
-    """The records of a directory, or the one record that was named."""
-    return Library([records.read(path)]) if path.is_file() else library(path)
 
 
 def _csv(found: Library, options: ExportOptions) -> list[str]:

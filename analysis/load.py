@@ -319,7 +319,11 @@ class Library:
 
 
 def library(directory: Path) -> Library:
-    """Read a directory of records; names the unfinished ones on stderr, and refuses an empty directory."""
+    """Read a directory of records, or the one that is named; tells the unfinished ones on stderr, and refuses an empty
+    directory.
+    """
+    if directory.is_file():
+        return Library([records.read(directory)])
     if not directory.is_dir():
         raise InputError(f"there is no directory {directory} of records: measure something first, or give --records")
     finished, unfinished = records.read_all(directory)

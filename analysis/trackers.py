@@ -67,7 +67,7 @@ def _trained(library: Library) -> list[Record]:
 
 def tensorboard(library: Library, options: ExportOptions) -> list[str]:
     """An events file per record, in a folder of its own: `tensorboard --logdir OUT` shows them as runs."""
-    require("tensorboard", "export --to tensorboard", "tensorboard")
+    require("tensorboard", "export tensorboard", "tensorboard")
     lines = []
     for record in _trained(library):
         found = curve(record)
@@ -106,7 +106,7 @@ def _config_summary(record: Record) -> Any:
 
 def _tensorboard(module: str) -> Any:
     """A module of TensorBoard's, which has no types to check."""
-    return require(f"tensorboard.{module}", "export --to tensorboard", "tensorboard")
+    return require(f"tensorboard.{module}", "export tensorboard", "tensorboard")
 
 
 # ---- Weights & Biases, trackio ------------------------------------------------------------
@@ -114,7 +114,7 @@ def _tensorboard(module: str) -> Any:
 
 def wandb(library: Library, options: ExportOptions) -> list[str]:
     """A run per record, its id the record's digest; online or, with WANDB_MODE=offline, below --out."""
-    module: Any = require("wandb", "export --to wandb", "wandb")
+    module: Any = require("wandb", "export wandb", "wandb")
 
     def send(record: Record, found: Curve, settings: Mapping[str, Any]) -> None:
         Path(options.out).mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def wandb(library: Library, options: ExportOptions) -> list[str]:
 
 def trackio(library: Library, options: ExportOptions) -> list[str]:
     """A run per record in trackio's own directory, where `trackio show` finds it."""
-    module: Any = require("trackio", "export --to trackio", "trackio")
+    module: Any = require("trackio", "export trackio", "trackio")
 
     def send(record: Record, found: Curve, settings: Mapping[str, Any]) -> None:
         module.init(project=options.project, name=record.path.stem, config=dict(settings), embed=False)

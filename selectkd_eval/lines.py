@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from selectkd_eval.errors import InputError
 
 SCHEMA = 1
+_BEGINNINGS = (b'{"environment":', b'{"type":"header"')  # of a header: its fields are sorted
 _RESTORE = "restore it, or delete it and run its command again"
 
 
@@ -35,6 +36,8 @@ def parse(path: Path, content: bytes, torn_ok: bool = True) -> Content:
     """
     lines = content.split(b"\n")
     torn = bool(lines.pop())
+    if not lines and not any(content.startswith(beginning[: len(content)]) for beginning in _BEGINNINGS):
+        raise InputError(f"{path} has no header line, so it is no record of this program: give one that is")
     if torn and not torn_ok:
         raise InputError(f"{path} is truncated in line {len(lines) + 1}: run its command again to finish it")
     if not lines:

@@ -61,7 +61,9 @@ def check(options: Any) -> None:
     for field in dataclasses.fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
         if isinstance(value, tuple):
-            _check_list(flag, value, may_be_empty=field.default == () or flag in MAY_BE_EMPTY)
+            # What has no default is no flag on the command line either: it stands there by itself.
+            name = field.name.upper() if field.default is dataclasses.MISSING else flag
+            _check_list(name, value, may_be_empty=field.default == () or flag in MAY_BE_EMPTY)
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} {value} is not a finite number: give one")
         elif isinstance(value, int) and value < SMALLEST.get(field.name, value):
@@ -77,6 +79,7 @@ def check(options: Any) -> None:
 def _check_list(flag: str, values: tuple[Any, ...], may_be_empty: bool) -> None:
     # Nothing can be measured with no prompt or no task.
     if not values and not may_be_empty:
-        raise InputError(f"{flag} was given without a value: give at least one, or leave it out for the default")
+        rest = ", or leave it out for the default" if flag.startswith("--") else ""
+        raise InputError(f"{flag} was given without a value: give at least one{rest}")
     if len(set(values)) < len(values):
         raise InputError(f"{flag} names one value twice ({', '.join(map(str, values))}): give each once")

@@ -77,7 +77,7 @@ def test_an_unfinished_record_is_shown_without_a_number(tmp_path: Path) -> None:
     facts = {"model": make.card("KD", 0), "tasks": {"t": {"n": 1}}}
     rows = [{"key": "t/a/0/0", "task": "t", "problem": "a", "correct": 1}]
     text = shown(make.write("passk", make.PasskOptions(out=tmp_path), facts, rows, finish=False))
-    assert "unfinished: run its command again" in text
+    assert f"unfinished: finish it with selectkd-eval passk --out {tmp_path}" in text
     assert "pass@1" not in text
 
 
