@@ -110,24 +110,34 @@ class Shown(NamedTuple):
 def run(options: ReportOptions) -> int | None:
     """Write the page and the state of reproduction; print what it comes to on one screen, and where they are."""
     records = library(options.records)
-    put(options.out, page(records, options.title, options.resamples, options.items))
-    told = reproduction.write(records, options.records, options.out, options.state)
+    drawn: list[str] = []
+    put(options.out, page(records, options.title, options.resamples, options.items, drawn))
+    told = reproduction.write(records, options.records, options.out, options.state, drawn)
     print(one_screen(records, options.resamples))
     print(told)
     print(f"report: {options.out}")
     return None
 
 
-def page(records: Library, title: str, resamples: int = stats.RESAMPLES, items: int = ITEMS) -> str:
-    """The page as text, with at most `items` rows in its explorer."""
+def page(
+    records: Library,
+    title: str,
+    resamples: int = stats.RESAMPLES,
+    items: int = ITEMS,
+    drawn: list[str] | None = None,
+) -> str:
+    """The page as text, with at most `items` rows in its explorer; the names of its figures are put into `drawn`."""
     left_out = [unfinished(path).replace(str(path), path.name, 1) for path in sorted(records.unfinished)]
     left_out += records.copies.values()
     verbs = _measured(records)
+    tables, pictures = _tables(records, resamples, left_out), _pictures(records, resamples, left_out)
+    if drawn is not None:
+        drawn += [name for name in FIGURES if any(one.name.partition("-")[0] == name for one in pictures)]
     content: dict[str, Any] = {
         "title": title,
         "findings": findings(records, resamples),
-        "tables": _tables(records, resamples, left_out),
-        "pictures": _pictures(records, resamples, left_out),
+        "tables": tables,
+        "pictures": pictures,
         "methods": [(name, text) for verb, name, text in METHODS if verb in verbs],
         "intervals": INTERVALS,
         "provenance": provenance(records),

@@ -2,9 +2,9 @@
 
 The state that `report` writes as a README: reproduced where the models, prompts and protocol are the paper's, at
 smaller scale where records fill the table or figure with other ones, not attempted where none do. Tables are matched
-row by row, by the same rules by which a published number stands beside ours; the figures' numbers are not published,
-so only the models (and judges) that they were drawn from are matched. Reproduced says what was measured, not that the
-numbers agree: that is to be seen in the tables with `--paper`.
+number by number, by the same rules by which one stands beside ours; the figures' numbers are not published, so that
+with the paper's models (and judges) they are reproduced in part at most. Reproduced says what was measured, not that
+the numbers agree: that is to be seen in the tables with `--paper`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _INTRO = """## State of reproduction
 Written by `selectkd-eval report`. Reproduced: measured here with the paper's models, prompts and, where it judges,
 judges and protocol; whether the numbers agree is for the table to say (`--paper` sets both beside each other). At
 smaller scale: measured here with other models or prompts. The figures' numbers are not published: of them only the
-models and judges are compared.
+models and judges are compared, so that none is called more than reproduced in part.
 """
 
 
@@ -132,7 +132,7 @@ def state(library: Library, where: str | Path, drawn: Collection[str] | None = N
     return "\n".join(lines) + "\n"
 
 
-def write(library: Library, where: Path, page: Path, asked: Path | None) -> str:
+def write(library: Library, where: Path, page: Path, asked: Path | None, drawn: Collection[str] | None = None) -> str:
     """Write the state where it was asked for, else as README.md beside the page; return the line that says so.
 
     A README of somebody else beside the page is left alone, and the line says that.
@@ -140,7 +140,7 @@ def write(library: Library, where: Path, page: Path, asked: Path | None) -> str:
     path = asked or page.with_name("README.md")
     if asked is None and path.is_file() and not path.read_bytes().startswith(_FIRST.encode()):
         return f"state of reproduction: not written, {path} is not one of ours; give --state"
-    return f"state of reproduction: {put(path, state(library, where))}"
+    return f"state of reproduction: {put(path, state(library, where, drawn))}"
 
 
 def states(library: Library, where: str | Path, drawn: Collection[str] | None = None) -> list[State]:
@@ -171,10 +171,10 @@ def _table(library: Library, number: int, item: Item, where: str) -> State:
     rows = [row for table in made for block in table.blocks for row in block.rows]
     behind = {name for row in rows for cell in row.cells for name in cell.records}
     used = [record for record in used if record.path.name in behind]
-    total = len({_row_of(number, row) for row in paper.published(number)})
+    total = sum(_numbers(number, row) for row in paper.published(number))
     found = min(total, sum(_counterparts(number, table, total) for table in made))
     word = SMALLER if not found else REPRODUCED if found == total else PART
-    count = f"{found} of {total} published rows have a counterpart" if found else ""
+    count = f"{found} of {total} published {'rows' if number == 5 else 'numbers'} have a counterpart" if found else ""
     command = f"selectkd-eval table {number} --records {shlex.quote(where)} --paper"
     return State(item, word, "; ".join(filter(None, (count, _told(library, used)))), command, _machines(used))
 
@@ -185,20 +185,22 @@ def _parts(library: Library, judged: bool) -> list[Library]:
     return [under(library, protocol) for protocol in found] or [library]
 
 
-def _row_of(number: int, row: paper.Row) -> tuple[str, ...]:
-    """What a published row is the row of: Table 2 prints its tasks apart."""
-    return tuple(row[name] for name in ("pair", "method")) if number == 2 else tuple(row.values())
+def _numbers(number: int, row: paper.Row) -> int:
+    """How many numbers a published row holds; Table 2 prints a task a row, and Table 5 is counted by rows."""
+    named = ("pair", "method", "base_method", "model")
+    wide = [name for name in row if name not in named and not name.startswith("delta_")]
+    return len(wide) if number in (1, 3) else 1
 
 
 def _counterparts(number: int, table: Table, total: int) -> int:
-    """How many rows of the paper have a number of ours beside them."""
+    """How many numbers of the paper (rows of Table 5) have one of ours beside them."""
     if number == 5:
         # Its published rows that were not measured stand in blocks of their own.
         left = sum(len(block.rows) for block in table.blocks if block.title.startswith(paper.TITLE))
         return total - left
     places = [place for place, column in enumerate(table.columns) if column.group == paper.GROUP]
     rows = [(block.title, row) for block in table.blocks for row in block.rows]
-    return len({(title, row.label) for title, row in rows if any(row.cells[place].text for place in places)})
+    return len({(title, row.label, place) for title, row in rows for place in places if row.cells[place].text})
 
 
 def _figure(library: Library, number: str, item: Item, where: str, drawn: Collection[str] | None) -> State:
@@ -213,7 +215,11 @@ def _figure(library: Library, number: str, item: Item, where: str, drawn: Collec
         return State(item, NOT, item.lacks, item.script, "—")
     same = _of_the_paper(library, used) and _CONDITIONS.get(number, _any)(library, used)
     command = f"selectkd-eval figure {number} --records {shlex.quote(where)}"
-    return State(item, REPRODUCED if same else SMALLER, _told(library, used), command, _machines(used))
+    told = _told(library, used)
+    if same:
+        # What is drawn in the paper's picture is not published: neither all of its methods nor its prompts are known.
+        told += "; its models, but whether every line of it is here is not compared"
+    return State(item, PART if same else SMALLER, told, command, _machines(used))
 
 
 def _draws(name: str, library: Library) -> bool:
@@ -265,7 +271,22 @@ def _judges(library: Library, used: Iterable[Record]) -> bool:
     return {_judge(record) for record in used} >= set(_JUDGES)
 
 
-_CONDITIONS: dict[str, Callable[[Library, Iterable[Record]], bool]] = {"1": _losses, "3b": _teachers, "5": _judges}
+def _gated(library: Library, used: Iterable[Record]) -> bool:
+    """A gated student, and one without a gate."""
+    trainings = [card.get("training") or {} for record in used for card in _cards(record)]
+    trainings += [record.facts.get("training") or {} for record in library.of("train")]
+    gates = {str(training.get("verifier") or "none") for training in trainings if training}
+    return "none" in gates and len(gates) > 1
+
+
+_CONDITIONS: dict[str, Callable[[Library, Iterable[Record]], bool]] = {
+    "1": _losses,
+    "3a": _gated,
+    "3b": _teachers,
+    "4a": _gated,
+    "4b": _gated,
+    "5": _judges,
+}
 
 
 def _told(library: Library, used: Iterable[Record]) -> str:
