@@ -319,9 +319,7 @@ class Library:
 
 
 def library(directory: Path) -> Library:
-    """Read a directory of records, or the one that is named; tells the unfinished ones on stderr, and refuses an empty
-    directory.
-    """
+    """Read a directory of records, or one record; names unfinished ones on stderr, refuses an empty directory."""
     if directory.is_file():
         return Library([records.read(directory)])
     if not directory.is_dir():

@@ -35,7 +35,10 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def lines(out: Path) -> list[str]:
-    return sorted(next(out.glob("winrate-*.jsonl")).read_text().splitlines()[1:])
+    """The rows, in an order of their own: replies come in any, and the end line's checksum knows which it was."""
+    *rows, end = next(out.glob("winrate-*.jsonl")).read_text().splitlines()[1:]
+    assert f'"rows":{len(rows)}' in end
+    return sorted(rows)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rewriting import rewrite
 
 from selectkd_eval import passk, records
 from selectkd_eval.errors import InputError
@@ -221,8 +222,8 @@ def test_what_cannot_be_compared_is_told_before_anything_is_measured(options: Pa
     record = measure(replace(options, limit=2, out=tmp_path / "earlier"))
     text = record.path.read_text()
     train, other = tmp_path / "train-1.jsonl", tmp_path / "passk-1.jsonl"
-    train.write_text(text.replace('"verb":"passk"', '"verb":"train"'))
-    other.write_text(text.replace('"tasks":{"gsm8k"', '"tasks":{"math"'))
+    rewrite(train, text.replace('"verb":"passk"', '"verb":"train"'))
+    rewrite(other, text.replace('"tasks":{"gsm8k"', '"tasks":{"math"'))
     for path, message in ((train, "is the record of train"), (other, "holds math and none of gsm8k")):
         with pytest.raises(InputError, match=message):
             passk.run(replace(options, compare=path, out=tmp_path / "new"))
