@@ -99,7 +99,7 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         try:
             planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
         except InputError:
-            table.append([student.card.method, *["–"] * 6])
+            table.append([_name(student), *["–"] * 6])
             continue
         known.append(index)
         cells = [f"{planes[0].centre:.4f}", *(_spread(planes, radius) for radius in radii)]
@@ -107,7 +107,7 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         worst = max([worst, *off])
         spent = walk.seconds[index]
         cells += [f"{100 * max(off):.2g} % of range" if off else "–", str(sum(plane.n_measured for plane in planes))]
-        table.append([student.card.method, *cells, f"{np.mean(spent):.3g}" if spent else "–"])
+        table.append([_name(student), *cells, f"{np.mean(spent):.3g}" if spent else "–"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
     if worst > options.tolerance:
@@ -123,8 +123,14 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         ]
         parts += [_metric(rows, index, name, options, r) for name in options.metric]
         if parts:
-            lines.append(f"{walk.students[index].card.method}: {', '.join(parts)}")
+            lines.append(f"{_name(walk.students[index])}: {', '.join(parts)}")
     return lines
+
+
+def _name(student: pair.LoadedModel) -> str:
+    """The method, with the training seed where there is one."""
+    card = student.card
+    return card.method if card.seed is None else f"{card.method}, seed {card.seed}"
 
 
 def _metric(rows: Sequence[Any], index: int, name: str, options: LandscapeOptions, radius: float) -> str:
