@@ -17,6 +17,7 @@ import numpy as np
 from analysis.grid import Grid
 from analysis.load import Method
 from selectkd_eval import stats
+from selectkd_eval.bootstrap import limits
 from selectkd_eval.measures import Terms
 
 Contrast = tuple[Terms, Terms]  # a method and its base, on the same prompts
@@ -62,10 +63,8 @@ def overall(found: Sequence[Contrast], resamples: int, seed: int = 0) -> Overall
         num, den = (np.stack([getattr(side, what) for pair in pairs for side in pair]) for what in ("num", "den"))
         rates = stats.ratios(num, den, pairs[0][0].merged_strata, resamples, seed + 7919 * index)
         draws += (rates[0::2] - rates[1::2]).sum(axis=0) / len(found)
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
+    if not np.isfinite(draws).any():
         return None
     value = float(np.mean([a.value - b.value for a, b in found]))
-    low, high = (float(limit) for limit in np.quantile(draws, [0.025, 0.975]))
-    side = min(float(np.mean(draws <= 0)), float(np.mean(draws >= 0)))
-    return Overall(value, low, high, min(1.0, max(2 * side, 1 / (resamples + 1))), len(found))
+    low, high = limits(draws, value)
+    return Overall(value, low, high, stats.two_sided(draws), len(found))

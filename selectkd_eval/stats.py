@@ -54,6 +54,7 @@ __all__ = [
     "standard_error",
     "swap_test",
     "t_reach",
+    "two_sided",
     "wilson",
 ]
 
@@ -194,7 +195,7 @@ def paired_delta(
     without = parts(-np.diff(without_each(num, den), axis=0), strata) if method == "bca" else None
     low, high = limits(draws, value, without)
     words = f"paired {name} over prompts, {resamples:,} resamples"
-    return Estimate(value, low, high, num.shape[1], words), _two_sided(draws)
+    return Estimate(value, low, high, num.shape[1], words), two_sided(draws)
 
 
 def ratio_of_ratios(
@@ -304,8 +305,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, dtype=np.float64)
     present = np.flatnonzero(~np.isnan(p))
     order = present[np.argsort(p[present], kind="stable")]
-    adjusted = np.full(len(p), np.nan)
-    running = 0.0
+    adjusted, running = np.full(len(p), np.nan), 0.0
     for rank, index in enumerate(order):
         running = max(running, min(1.0, (len(order) - rank) * p[index]))
         adjusted[index] = running
@@ -349,7 +349,7 @@ def _nothing(n: int) -> Estimate:
     return Estimate(float("nan"), float("nan"), float("nan"), n, "no data")
 
 
-def _two_sided(draws: Floats) -> float:
+def two_sided(draws: Floats) -> float:
     """p of "no difference" from resampled differences; those without a denominator speak for neither side."""
     kept = draws[np.isfinite(draws)]
     side = min(float(np.mean(kept <= 0)), float(np.mean(kept >= 0)))
