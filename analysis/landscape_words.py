@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from analysis.landscape_intervals import bases, paired, paired_scalar
 from analysis.landscapes import Landscapes, landscapes
 from analysis.load import Library, Method
-from analysis.table_ir import number, signed, verdict
+from analysis.table_ir import difference, number, verdict
 from selectkd_eval.errors import InputError
 from selectkd_eval.stats import Estimate
 
@@ -74,9 +74,7 @@ def _joined_parts(parts: Sequence[tuple[str, float, Estimate]], other: str) -> s
 
 def _signed(estimate: Estimate) -> str:
     """Difference and interval in as many digits as tell the limits apart."""
-    digits = digits_of(estimate.half_width)
-    low, high = signed(estimate.low, digits), signed(estimate.high, digits)
-    return f"{signed(estimate.value, digits)} [{low}, {high}]"
+    return difference(estimate, digits_of(estimate.half_width))
 
 
 def digits_of(half_width: float) -> int:

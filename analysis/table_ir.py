@@ -174,6 +174,12 @@ def interval(estimate: Estimate, digits: int) -> str:
     return f"[{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
 
 
+def difference(estimate: Estimate, digits: int) -> str:
+    """A difference with its 95 % interval, every number with its sign."""
+    low, high = signed(estimate.low, digits), signed(estimate.high, digits)
+    return f"{signed(estimate.value, digits)} [{low}, {high}]"
+
+
 def verdict(estimate: Estimate, null: float, words: tuple[str, str, str]) -> str:
     """Above, below or not settled: the interval decides, never the value alone."""
     if not estimate.excludes(null):

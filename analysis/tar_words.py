@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 from analysis.acceptance import Breakdown, TarSet, tar_sets
 from analysis.acceptance_runs import HELD_OUT, Judged, in_words, judged
 from analysis.load import Library, Method
-from analysis.table_ir import number, signed, verdict
+from analysis.table_ir import difference, number, signed, verdict
 from selectkd_eval import measures
-from selectkd_eval.stats import Estimate
 
 UNSURE = 1.0  # nats of the teacher's entropy
 
@@ -43,7 +42,7 @@ def _risen(library: Library, chosen: TarSet, resamples: int) -> str:
         verb = verdict(change, 0.0, ("rises", "falls", "does not clearly change"))
         parts.append(
             f"{library.label(method)} {verb} from {number(first.value, 3)} at step {steps[0]} to "
-            f"{number(last.value, 3)} at step {steps[-1]} ({_signed(change)})"
+            f"{number(last.value, 3)} at step {steps[-1]} ({difference(change, 3)})"
         )
     n = len(next(iter(chosen.points.values()))["alpha"].prompts)
     return f"Acceptance α = 1 − TV on {chosen.text}, n = {n:,} prompts: {'; '.join(parts)}." if parts else ""
@@ -68,7 +67,7 @@ def _judged(library: Library, panel: Judged) -> str:
     told = f"{label} {in_words(panel.fits)}"
     worst = min(falls, key=lambda drop: drop.change.value, default=None)
     if worst is not None:
-        size = _signed(worst.change, 4) if worst.change.n else signed(worst.change.value, 4)
+        size = difference(worst.change, 4) if worst.change.n else signed(worst.change.value, 4)
         intervals = sum(len(fit.kappas) for fit in panel.fits)
         told += f", TAR fell over {len(falls)} of {intervals} intervals, at worst by {size}"
     if panel.kappa_max > 0:  # NaN is not
@@ -86,7 +85,7 @@ def _unsure(library: Library, chosen: TarSet, part: Breakdown, resamples: int) -
         unsure, sure = _sides(part, method)
         change, _ = measures.delta(unsure, sure, resamples)
         if change.excludes(0):
-            contrasts.append(f"{library.label(method)} {number(unsure.value, 3)} ({_signed(change)})")
+            contrasts.append(f"{library.label(method)} {number(unsure.value, 3)} ({difference(change, 3)})")
         base = library.base_of(method, list(part.terms)) if method.base else None
         if base is None:
             continue
@@ -95,7 +94,7 @@ def _unsure(library: Library, chosen: TarSet, part: Breakdown, resamples: int) -
             if gain.excludes(0):
                 verb = "more" if gain.value > 0 else "less"
                 name, other = library.label(method), library.label(base)
-                gains.append(f"{verb} of {name} than of {other} {where} ({_signed(gain)})")
+                gains.append(f"{verb} of {name} than of {other} {where} ({difference(gain, 3)})")
     if contrasts:
         first = next(iter(part.terms))
         unsure, sure = _sides(part, first)
@@ -116,8 +115,3 @@ def not_drawn(names: Iterable[str]) -> str:
     """What a figure has no room for, for its caption; empty where all is drawn."""
     told = list(dict.fromkeys(names))
     return f" Not drawn, for want of room: {', '.join(told)}." if told else ""
-
-
-def _signed(estimate: Estimate, digits: int = 3) -> str:
-    low, high = signed(estimate.low, digits), signed(estimate.high, digits)
-    return f"{signed(estimate.value, digits)} [{low}, {high}]"
