@@ -2,8 +2,9 @@
 
 It judges by rule: the longer answer wins, equal lengths tie; so the expected record can be worked out by hand. It
 counts the requests that it answered, by their content. `script` lists troubles that come first, one per request; a
-trouble whose name is followed by a colon and a number takes that number, as in "429:0.4". `window` is a limit of so
-many requests in so many seconds, counted as a provider counts them.
+trouble whose name is followed by a colon and a number takes that number, as in "429:0.4". `delay_s` is what an answer
+takes; a trouble comes at once. `window` is a limit of so many requests in so many seconds, counted as a provider counts
+them.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             state.in_flight += 1
             state.most_in_flight = max(state.most_in_flight, state.in_flight)
         try:
-            if state.delay_s:
+            if state.delay_s and not trouble:
                 time.sleep(state.delay_s)
             self._answer(request, trouble)
         except (BrokenPipeError, ConnectionResetError):

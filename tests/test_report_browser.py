@@ -147,6 +147,7 @@ def test_the_explorer_finds_filters_and_shows_by_keyboard_alone(tab: Tab, html: 
         tab.key("Tab")
         if tab.run("document.activeElement.dataset.item !== undefined"):
             break
+    opened = tab.run("document.activeElement.dataset.item")
     tab.key("Enter")
     item = "document.querySelector('[data-part=item]')"
     assert tab.run(f"{item}.hidden") is False
@@ -160,8 +161,35 @@ def test_the_explorer_finds_filters_and_shows_by_keyboard_alone(tab: Tab, html: 
     for part in ("s7", "Write about 7.", "KD 7 word", "likelihood:embedded:judge", "selectkd-eval show answer-"):
         assert part in text
     tab.key("Escape")
-    tab.wait(f"{item}.hidden")
-    tab.wait("document.activeElement.dataset.item !== undefined")
+    assert tab.run(f"{item}.hidden")
+    assert tab.run("document.activeElement.dataset.item") == opened
+
+
+def test_the_list_changes_while_a_reader_is_in_it_and_keeps_the_focus(tab: Tab) -> None:
+    status = "document.querySelector('[data-part=status]').textContent"
+    focus = "document.activeElement.dataset.item"
+    # Typing filters a moment later; by then this reader is in the list.
+    third = "document.querySelectorAll('#explorer li button')[2]"
+    text = tab.run(f"{third}.querySelector('.start').textContent")
+    tab.run("document.querySelector('#explorer-search').focus()")
+    tab.write(f'"{text}"')
+    tab.run(f"{third}.focus()")
+    item = tab.run(focus)
+    tab.wait(f"{status}.startsWith('1 of 60 items')")
+    assert item is not None and tab.run(focus) == item
+    # An item that is found no more leaves the reader at the search.
+    tab.run("(() => { document.querySelector('#explorer-search').value = 'no such words'; })()")
+    tab.run("document.querySelector('#explorer-task').dispatchEvent(new Event('change'))")
+    assert tab.run("document.activeElement.id") == "explorer-search"
+
+
+def test_a_search_that_was_sent_off_is_not_done_a_second_time(tab: Tab) -> None:
+    tab.run("document.querySelector('#explorer-search').focus()")
+    tab.write('"write about 7."')
+    tab.key("Enter")
+    tab.run("window.first = document.querySelector('#explorer li button')")
+    tab.browser.settle(0.5)  # typing's own delay is 0.12
+    assert tab.run("window.first !== null && window.first.isConnected")
 
 
 def test_two_methods_that_disagree_are_found_as_the_records_have_them(tab: Tab, html: Path) -> None:

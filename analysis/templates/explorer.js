@@ -9,7 +9,7 @@
   const VERDICT = { candidate: "win", baseline: "loss", tie: "tie", none: "no verdict" };
   const DETAILS = [["extracted", "Taken"], ["gold", "wanted"], ["detail", "Grader"], ["output", "Output"],
     ["finish", "ended by"], ["mode", "run"], ["other", "other mode"], ["error", "Error"]];
-  let data, items, found = [], page = 0, open = -1;
+  let data, items, found = [], page = 0, open = -1, typing = 0;
 
   const at = (column, row) => (Array.isArray(column) ? column[row] : column);
   const make = (name, text, kind) => {
@@ -95,6 +95,7 @@
   };
 
   function filter() {
+    clearTimeout(typing); // asked for already: nothing may change the list a second time
     const asked = $("search").value.toLowerCase().match(/"[^"]+"|\S+/g) || []; // words, or "a phrase"
     const words = asked.map((word) => word.replace(/^"(.+)"$/, "$1"));
     const [task, fate] = [$("task").value, $("fate").value];
@@ -132,6 +133,7 @@
     $("status").textContent = `${found.length.toLocaleString("en")} of ${count(items.length, "item")}; page ${page + 1} of ${pages}`;
     $("back").disabled = page === 0;
     $("on").disabled = page === pages - 1;
+    const focused = document.activeElement.dataset.item; // the list may change under a reader who is in it
     $("list").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((item) => {
       const line = make("li");
       const button = make("button");
@@ -143,7 +145,10 @@
       line.append(button);
       return line;
     }));
+    if (focused !== undefined) (opener(focused) || $("search")).focus();
   }
+
+  const opener = (item) => $("list").querySelector(`button[data-item="${item}"]`);
 
   function block(title, text, cut) {
     const part = make("div", undefined, "text");
@@ -262,7 +267,7 @@
   }
 
   function close() {
-    const button = $("list").querySelector(`button[data-item="${open}"]`);
+    const button = opener(open);
     $("item").hidden = true;
     open = -1;
     mark();
@@ -287,8 +292,7 @@
     }
     const words = new Set([...data.answers.word, ...data.verdicts.word].map((w) => data.words[w]));
     for (const word of [...words].filter(Boolean).sort()) option($("fate"), `=${word}`, `has ${VERDICT[word] || word}`);
-    let timer = 0;
-    $("search").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(filter, 120); });
+    $("search").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(filter, 120); });
     for (const name of ["task", "fate", "model", "other"]) $(name).addEventListener("change", filter);
     $("back").addEventListener("click", () => { page--; list(); });
     $("on").addEventListener("click", () => { page++; list(); });
