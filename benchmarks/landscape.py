@@ -41,8 +41,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from selectkd_eval import pair, prompts, records, surfaces
 from selectkd_eval.directions import Plane
-from selectkd_eval.landscapes import folding
 from selectkd_eval.landscapes.loss import CommonLoss
+from selectkd_eval.landscapes.students import Students
 from selectkd_eval.landscapes.walk import Walk
 from selectkd_eval.stats import Estimate, ratio
 from selectkd_eval.teacher_forced import Example, batches, digest, encode
@@ -266,20 +266,23 @@ def show(estimate: Estimate) -> str:
 
 def report_surface(teacher_name: str, student_name: str, sequences: int) -> None:
     """The second table: the whole lattice against what is measured by default."""
-    teacher, student = pair.load_model(teacher_name), pair.load_model(student_name)
+    teacher = pair.load_model(teacher_name)
     chosen = prompts.load_prompts("mini-gsm:validation", sequences)
-    examples = encode(teacher.tokenizer, chosen, teacher.model, student.model)
+    examples = encode(teacher.tokenizer, chosen, teacher.model)
     text = list(batches(examples, 32, teacher.tokenizer.pad_token_id or 0, "cpu"))
-    with tempfile.TemporaryDirectory() as out, folding.folded(student.model, torch.tensor([examples[0].ids])):
+    with (
+        tempfile.TemporaryDirectory() as out,
+        Students((student_name,), teacher, torch.tensor([examples[0].ids])) as students,
+    ):
         default = LandscapeOptions(student=(student_name,), sequences=sequences, scalars=0, out=Path(out))
-        probed = Walk(default, teacher, [student], text)
+        probed = Walk(default, teacher, students, text)
         inputs = {"data": digest(examples)}
         r = probed.radius(inputs)[0].value
 
         def measured(name: str, **changes: Any) -> tuple[surfaces.Surface, int, float]:
             given = {"student": (student_name,), "sequences": sequences, "radius": r, "scalars": 0}
             options = LandscapeOptions(**given | {"out": Path(out) / name} | changes)
-            walk = Walk(options, teacher, [student], text)
+            walk = Walk(options, teacher, students, text)
             walk.plane(0, 0)
             assert walk.loss.n_tokens  # the teacher is asked before the clock starts, for both
             with records.open_record("landscape", options, inputs=inputs, facts={"radius": r}) as record:

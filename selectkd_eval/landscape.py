@@ -14,16 +14,15 @@ absent. Shares of one landscape (`--share`) are records of their own; whoever re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 
 from selectkd_eval import environment, flatness, pair, prompts, records, surfaces
-from selectkd_eval.directions import fingerprint, perturbed
 from selectkd_eval.errors import InputError
 from selectkd_eval.landscapes import folding, loss, points
+from selectkd_eval.landscapes.students import Seen, Students
 from selectkd_eval.landscapes.walk import Walk, seeds
 from selectkd_eval.teacher_forced import batches, digest, encode
 from selectkd_eval.verbs import LandscapeOptions
@@ -35,30 +34,23 @@ def run(options: LandscapeOptions) -> int | None:
     environment.set_threads(options.threads)
     device = environment.device(options.device)
     teacher = pair.load_model(options.teacher, device)
-    students = [pair.load_model(name, device) for name in options.student]
-    _same_shapes(students)
     limit = options.sequences if options.limit is None else min(options.limit, options.sequences)
     chosen = prompts.load_prompts(options.data, limit)
-    examples = encode(teacher.tokenizer, chosen, teacher.model, *(student.model for student in students))
-    inputs = {
-        "teacher": teacher.card.fingerprint,
-        "data": digest(examples),
-        **{f"student {index}": student.card.fingerprint for index, student in enumerate(students)},
-    }
-    text = list(batches(examples, options.batch_size, teacher.tokenizer.pad_token_id or 0, device))
-    weights = [fingerprint(dict(student.model.named_parameters())) for student in students]
-    with ExitStack() as stack:
-        ids = torch.tensor([examples[0].ids], device=device)
-        gains = [stack.enter_context(folding.folded(student.model, ids)) for student in students]
-        _folded_alike(students, gains)
+    ids = torch.tensor([encode(teacher.tokenizer, chosen, teacher.model)[0].ids], device=device)
+    with Students(options.student, teacher, ids, device=device, moved=options.moved) as students:
+        examples = encode(teacher.tokenizer, chosen, teacher.model, *students.seen)
+        inputs = {
+            "teacher": teacher.card.fingerprint,
+            "data": digest(examples),
+            **{f"student {index}": seen.card.fingerprint for index, seen in enumerate(students.seen)},
+        }
+        text = list(batches(examples, options.batch_size, teacher.tokenizer.pad_token_id or 0, device))
         walk = Walk(options, teacher, students, text)
         found, probes = walk.radius(inputs)
         facts = {
             "prompts": chosen.facts() | {"used": len(examples)},
             "tokens_sha256": inputs["data"],
             "teacher_sha256": loss.teacher_digest(teacher.model, inputs["data"], walk.vocabulary),
-            "weights_sha256": weights,
-            "folded": gains[0],
             "radius": found.value,
             "radius_rule": found.rule,
             **walk.facts(),
@@ -67,11 +59,11 @@ def run(options: LandscapeOptions) -> int | None:
             if not record.complete:
                 walk.measure(record, probes)
                 record.finish()
-            print("\n".join(_summary(record, options, walk, gains)))
+            print("\n".join(_summary(record, options, walk)))
     return None
 
 
-def _summary(record: records.Writer, options: LandscapeOptions, walk: Walk, gains: Sequence[Any]) -> list[str]:
+def _summary(record: records.Writer, options: LandscapeOptions, walk: Walk) -> list[str]:
     lines = [] if walk.shares > 1 else _table(record, options, walk)
     if walk.shares > 1:
         lines.append(
@@ -82,7 +74,7 @@ def _summary(record: records.Writer, options: LandscapeOptions, walk: Walk, gain
     return [
         *lines,
         f"radius {r:g}: {rule}",
-        f"{folding.described(gains[0])}; {loss.WORDS}, teacher kept as {walk.kept}",
+        f"{folding.described(walk.students.seen[0].folded)}; {loss.WORDS}, teacher kept as {walk.kept}",
         f"{len(record.done)} rows, {options.directions} pair(s) of filter-normalised directions; "
         "one picture does not show that a method is flatter",
         f"record: {record.path}",
@@ -95,7 +87,7 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
     heads = ["student", "KL(p, q) at the centre", *(f"rise at |r| = {radius:g}" for radius in radii)]
     table = [[*heads, "largest error at held-out points", "points", "s/point"]]
     known, worst = [], 0.0  # students with a finite loss somewhere
-    for index, student in enumerate(walk.students):
+    for index, student in enumerate(walk.students.seen):
         try:
             planes = [surfaces.surface(rows, index, seed) for seed in seeds(options)]
         except InputError:
@@ -123,11 +115,11 @@ def _table(record: records.Writer, options: LandscapeOptions, walk: Walk) -> lis
         ]
         parts += [_metric(rows, index, name, options, r) for name in options.metric]
         if parts:
-            lines.append(f"{_name(walk.students[index])}: {', '.join(parts)}")
+            lines.append(f"{_name(walk.students.seen[index])}: {', '.join(parts)}")
     return lines
 
 
-def _name(student: pair.LoadedModel) -> str:
+def _name(student: Seen) -> str:
     """The method, with the training seed where there is one."""
     card = student.card
     return card.method if card.seed is None else f"{card.method}, seed {card.seed}"
@@ -154,26 +146,6 @@ def _rise(plane: surfaces.Surface, radius: float) -> float | None:
     step = plane.a[plane.stride] - plane.a[0]
     near = abs(distance[nearest] - radius) < step / 2 and distance[nearest] > 0
     return float(rise[nearest]) if near and np.isfinite(rise[nearest]) else None
-
-
-def _same_shapes(students: Sequence[pair.LoadedModel]) -> None:
-    shapes = [{name: tuple(p.shape) for name, p in perturbed(student.model).items()} for student in students]
-    for student, mine in zip(students, shapes, strict=True):
-        if mine != shapes[0]:
-            raise InputError(
-                f"{student.card.name} and {students[0].card.name} have different parameters, so no direction is the "
-                f"same for both: compare students of one architecture"
-            )
-
-
-def _folded_alike(students: Sequence[pair.LoadedModel], gains: Sequence[dict[str, Any]]) -> None:
-    for student, mine in zip(students, gains, strict=True):
-        if mine != gains[0]:
-            other = sorted({*mine["folded"]} ^ {*gains[0]["folded"]})
-            raise InputError(
-                f"norm gains of {student.card.name} and {students[0].card.name} cannot be folded alike ({other[:3]}), "
-                f"so their directions would not be the same: measure them apart"
-            )
 
 
 def _check(options: LandscapeOptions) -> None:

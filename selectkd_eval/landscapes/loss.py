@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class CommonLoss:
         self.n_tokens = sum(len(batch.row) for batch in self.text)
         device = self.text[0].ids.device.type
         self.chunk = max(1, CHUNK.get(device, CHUNK["cuda"]) // vocabulary)
-        self._whole_head: dict[int, bool] = {}
+        self._whole_head: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         self._teacher = _Teacher(teacher, self, self.n_tokens * vocabulary * 4 <= cache_mb * 2**20)
 
     @property
@@ -136,9 +137,9 @@ class CommonLoss:
 
     def split(self, model: Any) -> bool:
         """Whether hidden states and head give this model's own logits, tried once per model on real tokens."""
-        if id(model) not in self._whole_head:
-            self._whole_head[id(model)] = explains_head(model, self.text[0].ids[:1, :16])
-        return self._whole_head[id(model)]
+        if model not in self._whole_head:
+            self._whole_head[model] = explains_head(model, self.text[0].ids[:1, :16])
+        return self._whole_head[model]
 
     def slices(self, count: int) -> Iterator[slice]:
         """Positions that are looked at together."""

@@ -43,21 +43,25 @@ def automatic(planes: Sequence[Probe], rise: float, vocabulary: int) -> Radius:
     A loss that is not finite counts as above every aim.
     """
     probes: list[tuple[int, float, float, float]] = []
-    centres = [plane([(0.0, 0.0)])[0] for plane in planes]
-    probes += [(index, 0.0, 0.0, centre) for index, centre in enumerate(centres)]
-    room = math.log(vocabulary) - float(np.mean(centres))
-    aim = min(rise, room) if room > 0 else rise
+    centres: list[float] = []
     rises: dict[float, float] = {}
+    aim = rise
     rungs: tuple[float, ...] = RUNGS
     while rungs:
-        for index, (plane, centre) in enumerate(zip(planes, centres, strict=True)):
+        for index, plane in enumerate(planes):
             points = [(r * x, r * y) for r in rungs for x, y in DIRECTIONS]
+            if index == len(centres):  # in the first turn: a plane's student may have to be loaded for every turn
+                points.insert(0, (0.0, 0.0))
             losses = plane(points)
             probes += [(index, a, b, loss) for (a, b), loss in zip(points, losses, strict=True)]
+            if index == len(centres):
+                centres.append(losses.pop(0))
             for place, r in enumerate(rungs):
                 mine = losses[4 * place : 4 * place + 4]
-                gain = float(np.mean(mine)) - centre
+                gain = float(np.mean(mine)) - centres[index]
                 rises[r] = rises.get(r, 0.0) + (gain if math.isfinite(gain) else math.inf) / len(planes)
+        room = math.log(vocabulary) - float(np.mean(centres))
+        aim = min(rise, room) if room > 0 else rise
         rungs = _more(rises, aim)
     value = _crossing(rises, aim)
     words = f"{aim:.3g} nat{'' if aim == 1 else 's'}"

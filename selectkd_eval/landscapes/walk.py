@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,12 @@ import torch
 from tqdm import tqdm
 
 from selectkd_eval import curvature, hessian, pair, records, surfaces
-from selectkd_eval.directions import RULES, Plane, left_out, perturbed
+from selectkd_eval.directions import RULES, Plane
 from selectkd_eval.errors import InputError
 from selectkd_eval.landscapes import loss, points
 from selectkd_eval.landscapes.points import Point
 from selectkd_eval.landscapes.radius import Probe, Radius, automatic
+from selectkd_eval.landscapes.students import Students
 from selectkd_eval.verbs import LandscapeOptions
 
 Probed = tuple[int, int, float, float, float]  # student, direction seed, a, b, mean loss
@@ -40,22 +41,21 @@ class Walk:
         self,
         options: LandscapeOptions,
         teacher: pair.LoadedModel,
-        students: Sequence[pair.LoadedModel],
+        students: Students,
         text: Sequence[Any],
     ) -> None:
         self.options, self.teacher, self.students, self.text = options, teacher, students, text
-        self.vocabulary = min(pair.common_vocabulary(teacher, student) for student in students)
+        self.vocabulary = min(seen.vocabulary for seen in students.seen)
         self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else None
         self.share, self.shares = points.share_of(options.share)
         self.seconds: dict[int, list[float]] = {index: [] for index in range(len(students))}
         self._failed: list[dict[str, Any]] = []
         self._planes: dict[tuple[int, int], Plane] = {}
+        self._plane_bytes = 0
 
     @cached_property
     def loss(self) -> loss.CommonLoss:
-        """Made when it is first asked: a finished record needs no teacher. Students must not be moved by then, for it
-        is on their own weights that their heads are tried.
-        """
+        """Made when it is first asked: a finished record needs no teacher."""
         common = loss.CommonLoss(
             self.teacher.model,
             self.text,
@@ -64,8 +64,6 @@ class Walk:
             k=self.options.k,
             cache_mb=self.options.cache_mb,
         )
-        for student in self.students:
-            common.split(student.model)
         self.teacher.model.to("cpu")  # what is kept of it stays where it was made
         return common
 
@@ -76,21 +74,22 @@ class Walk:
 
     def facts(self) -> dict[str, Any]:
         """What the record's reader needs to know of the measurement."""
-        options, models = self.options, [student.model for student in self.students]
-        left = [left_out(model, options.moved) for model in models]
+        options, seen = self.options, self.students.seen
         return {
             "teacher": self.teacher.card.as_dict(),
-            "students": [student.card.as_dict() for student in self.students],
+            "students": [student.card.as_dict() for student in seen],
+            "weights_sha256": [student.weights_sha256 for student in seen],
+            "folded": seen[0].folded,
             "seeds": seeds(options),
             "loss": loss.WORDS,
             "grid": options.grid,
             "moved": options.moved,
             "directions": RULES,
-            "params_zeroed": left[0]["params_zeroed"],
-            "zero_rows": [each["zero_rows"] for each in left],
+            "params_zeroed": seen[0].left_out["params_zeroed"],
+            "zero_rows": [student.left_out["zero_rows"] for student in seen],
             "vocabulary": self.vocabulary,
             "dtype": options.dtype,
-            "attention": getattr(models[0].config, "_attn_implementation", None),
+            "attention": getattr(seen[0].config, "_attn_implementation", None),
             "metrics": list(options.metric),
             "k": options.k,
             "held_out": options.held_out,
@@ -114,7 +113,7 @@ class Walk:
             if begun.header["inputs"] == inputs:
                 return Radius(float(begun.facts["radius"]), str(begun.facts["radius_rule"])), []
         common = self.loss
-        planes = [(index, seed) for seed in seeds(self.options) for index in range(len(self.students))]
+        planes = [(index, seed) for index in range(len(self.students)) for seed in seeds(self.options)]
         bar = tqdm(desc="landscape radius", unit="point", disable=None)
 
         def probe(index: int, seed: int) -> Probe:
@@ -140,13 +139,20 @@ class Walk:
 
     def plane(self, index: int, seed: int) -> Plane:
         """One student's plane, kept while planes are small."""
-        if (index, seed) not in self._planes:
-            model = self.students[index].model
-            size = 20 * sum(p.numel() for p in perturbed(model, self.options.moved).values())
-            if size * (len(self._planes) + 1) > _KEPT_PLANES:
-                self._planes.clear()
-            self._planes[index, seed] = Plane(model, seed, self.options.moved, self.dtype)
-        return self._planes[index, seed]
+        if (index, seed) not in self._planes and self._plane_bytes * (len(self._planes) + 1) > _KEPT_PLANES:
+            self._planes.clear()  # before the next student is loaded, not after
+        model = self._model(index)
+        found = self._planes.get((index, seed))
+        if found is None or found.model is not model:  # the student was let go meanwhile, and has its own gains back
+            found = self._planes[index, seed] = Plane(model, seed, self.options.moved, self.dtype)
+            self._plane_bytes = 5 * found.w0.nbytes  # the weights, two directions, a row's sum and what is lent
+        return found
+
+    def _model(self, index: int) -> Any:
+        """A student's model, whose head was tried on its own weights: later they may be moved ones."""
+        model = self.students[index].model
+        self.loss.split(model)
+        return model
 
     def measure(self, record: records.Writer, probes: Sequence[Probed]) -> None:
         """Every row that the record lacks: probes, planes, refinement, scalars."""
@@ -157,20 +163,26 @@ class Walk:
                 place = {"kind": "probe", "student": index, "seed": seed, "a": a, "b": b}
                 self._write(record, key, place, {"loss_sum": value * n_tokens, "n_tokens": n_tokens})
         options = self.options
+        mine = {}
         for seed in seeds(options):
             chosen = points.grid_points(r, options.grid) + points.held_out_points(r, options.held_out, seed)
-            mine = [point for place, point in enumerate(chosen) if place % self.shares == self.share]
-            for index in range(len(self.students)):
-                self._points(record, index, seed, mine)
-            if self.shares == 1:
-                self._refine(record, seed, r)
-        self._scalars(record, r)
+            mine[seed] = [point for place, point in enumerate(chosen) if place % self.shares == self.share]
+        self._points(record, mine)
+        if self.shares == 1:
+            self._refine(record, r)
+        self._planes.clear()
+        for index in range(len(self.students)):
+            self._scalars(record, index, r)
 
-    def _points(self, record: records.Writer, index: int, seed: int, chosen: Sequence[Point]) -> None:
-        missing = [point for point in chosen if point.key(index, seed) not in record.done]
-        if not missing:
-            return
-        name = f"landscape {self.students[index].card.method or index} seed {seed} {missing[0].kind}"
+    def _points(self, record: records.Writer, chosen: Mapping[int, Sequence[Point]]) -> None:
+        """These points by direction seed, student after student: each is loaded once."""
+        for index in range(len(self.students)):
+            for seed, some in chosen.items():
+                if missing := [point for point in some if point.key(index, seed) not in record.done]:
+                    self._points_of(record, index, seed, missing)
+
+    def _points_of(self, record: records.Writer, index: int, seed: int, missing: Sequence[Point]) -> None:
+        name = f"landscape {self.students.seen[index].card.method or index} seed {seed} {missing[0].kind}"
         with torch.no_grad(), self.plane(index, seed).on() as plane:
             for point in tqdm(missing, desc=name, unit="point", disable=None):
                 begun = time.perf_counter()
@@ -180,20 +192,20 @@ class Walk:
                 self._write(record, point.key(index, seed), point.row(index, seed), sums)
                 self.seconds[index].append(time.perf_counter() - begun)
 
-    def _refine(self, record: records.Writer, seed: int, r: float) -> None:
+    def _refine(self, record: records.Writer, r: float) -> None:
         """Halve cells, the same for every student, until the interpolation is good enough or may go no further."""
         options = self.options
-        within: list[Point] = []
-        every = range(len(self.students))
+        within: dict[int, list[Point]] = {seed: [] for seed in seeds(options)}
         for level in range(1, surfaces.LEVELS + 1):
             rows = self.rows(record)
-            try:
-                now = [_up_to(rows, index, seed, level - 1) for index in every]
-            except InputError:  # not one point of a student is finite
-                return
-            within = points.refined_points(now, options.tolerance, r, options.grid, level, within)
-            for index in every:
-                self._points(record, index, seed, within)
+            for seed, before in list(within.items()):
+                try:
+                    now = [_up_to(rows, index, seed, level - 1) for index in range(len(self.students))]
+                except InputError:  # not one point of a student is finite
+                    del within[seed]
+                    continue
+                within[seed] = points.refined_points(now, options.tolerance, r, options.grid, level, before)
+            self._points(record, within)
 
     def rows(self, record: records.Writer) -> list[dict[str, Any]]:
         """All rows, those without a finite loss among them: the axes keep their length."""
@@ -208,21 +220,20 @@ class Walk:
             record.write(key, **failed)
             self._failed.append(failed)
 
-    def _scalars(self, record: records.Writer, r: float) -> None:
+    def _scalars(self, record: records.Writer, index: int, r: float) -> None:
         """The numbers beside the pictures, in float32 whatever the planes were measured in."""
         options = self.options
-        self._planes.clear()
-        for index, student in enumerate(self.students):
-            keys = curvature.keys(index, options.scalars) + (hessian.keys(index) if options.hessian else [])
-            mine = {key for place, key in enumerate(keys) if place % self.shares == self.share} - set(record.done)
-            if not mine:
-                continue
-            around = curvature.Around(student.model, self.loss, options.seed, options.moved)
-            with tqdm(total=len(mine), desc=f"landscape {student.card.method} scalars", disable=None) as bar:
-                how: dict[str, Any] = {"mine": mine.__contains__, "advance": bar.update}
-                curvature.measure(record, index, around, radius=r, directions=options.scalars, **how)
-                if options.hessian:
-                    hessian.measure(record, index, around, **how)
+        keys = curvature.keys(index, options.scalars) + (hessian.keys(index) if options.hessian else [])
+        mine = {key for place, key in enumerate(keys) if place % self.shares == self.share} - set(record.done)
+        if not mine:
+            return
+        around = curvature.Around(self._model(index), self.loss, options.seed, options.moved)
+        name = f"landscape {self.students.seen[index].card.method} scalars"
+        with tqdm(total=len(mine), desc=name, disable=None) as bar:
+            how: dict[str, Any] = {"mine": mine.__contains__, "advance": bar.update}
+            curvature.measure(record, index, around, radius=r, directions=options.scalars, **how)
+            if options.hessian:
+                hessian.measure(record, index, around, **how)
 
 
 def _up_to(rows: Sequence[dict[str, Any]], index: int, seed: int, level: int) -> surfaces.Surface:
