@@ -125,11 +125,15 @@ def _differing(
 
 
 def whole(found: Sequence[Record]) -> list[Part]:
-    """Records as whole landscapes, shares put together; InputError where one is missing or does not belong."""
-    parts = [Part(record.facts, record.rows, [record.path.name]) for record in found if not record.facts.get("share")]
+    """Records as whole landscapes, shares put together; InputError where one is missing or does not belong.
+
+    Shares whose rows a whole landscape has taken over are left out.
+    """
+    entire = [record for record in found if not record.facts.get("share")]
+    parts = [Part(record.facts, record.rows, [record.path.name]) for record in entire]
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in found:
-        if share := record.facts.get("share"):
+        if (share := record.facts.get("share")) and all(_apart([record, other]) for other in entire):
             facts = record.facts
             students = [card.get("fingerprint") for card in facts["students"]]
             groups[canonical([share.partition("/")[2], students, facts.get("seeds")])].append(record)

@@ -8,7 +8,8 @@ directions are in `directions.py`, the scalars beside the picture in `curvature.
 
 One pair of directions is one picture; which of two students looks flatter can change with the pair and with
 the radius, so compare over several (`--directions`), and over several training seeds. A point that was not measured is
-absent. Shares of one landscape (`--share`) are records of their own; whoever reads them puts them together.
+absent. Shares of one landscape (`--share`) are records of their own; the same command without it takes their rows over
+and measures what they lack: points where the interpolation is off, and whatever a share did not come to.
 """
 
 from __future__ import annotations
@@ -68,14 +69,15 @@ def _summary(record: records.Writer, options: LandscapeOptions, walk: Walk) -> l
     if walk.shares > 1:
         lines.append(
             f"share {options.share}: its part of the points of every student, nothing refined; run the other shares "
-            "into the same directory, and `figure landscape` puts them together"
+            "into the same directory, then the same command without --share: it takes their points over and refines"
         )
     r, rule = record.facts["radius"], record.facts["radius_rule"]
+    taken = f" ({walk.taken} of them taken over from shares)" if walk.taken else ""
     return [
         *lines,
         f"radius {r:g}: {rule}",
         f"{folding.described(walk.students.seen[0].folded)}; {loss.WORDS}, teacher kept as {walk.kept}",
-        f"{len(record.done)} rows, {options.directions} pair(s) of filter-normalised directions; "
+        f"{len(record.done)} rows{taken}, {options.directions} pair(s) of filter-normalised directions; "
         "one picture does not show that a method is flatter",
         f"record: {record.path}",
     ]

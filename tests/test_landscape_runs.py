@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 
 import pytest
-from landscape_runs import of_kind, only_record, options
+from conftest import tiny_llama
+from landscape_runs import of_kind, only_record, options, saved
 
+from analysis.landscapes import whole as whole_landscapes
 from selectkd_eval import landscape, pair, records
 from selectkd_eval.directions import fingerprint
-from selectkd_eval.landscapes import walk
+from selectkd_eval.landscapes import students, walk
 from selectkd_eval.landscapes.loss import CommonLoss
 from selectkd_eval.verbs import LandscapeOptions
 
@@ -83,6 +86,32 @@ def test_shares_together_are_the_whole_and_agree_on_the_radius(tiny_pair, tmp_pa
     assert shared == expected and len(of_kind(expected.values(), "scalar")) > 10
 
 
+def test_a_whole_run_takes_over_what_shares_hold_and_refines_it(tiny_pair, tmp_path, capsys):
+    given = options(tiny_pair, tmp_path / "whole", grid=7, radius=None, held_out=9, scalars=1, tolerance=1e-4)
+    landscape.run(given)
+    whole = of_kind(only_record(given.out).rows, "probe", "grid", "held-out", "refined", "scalar")
+    beside = replace(given, out=tmp_path / "shares")
+    landscape.run(replace(beside, share="1/2"))
+    landscape.run(replace(beside, share="2/2"))
+    path = records.record_path("landscape", replace(beside, share="2/2"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-6]))  # killed: five rows are lost, and the end line
+    landscape.run(replace(beside, radius=0.7))  # another landscape takes nothing over
+    capsys.readouterr()
+    landscape.run(beside)
+    lost = {json.loads(line)["key"] for line in lines[-6:-1]}
+    record = records.read(records.record_path("landscape", beside))
+    assert {row["key"]: row for row in record.rows} == whole
+    taken = [row for row in whole.values() if row["kind"] != "refined" and row["key"] not in lost]
+    assert f" rows ({len(taken)} of them taken over from shares), " in capsys.readouterr().out
+    path.unlink()  # half of the shares: the whole landscape stands without them
+    assert [part.names for part in whole_landscapes([record, *shares_of(beside.out)])] == [[record.path.name]]
+
+
+def shares_of(out):
+    return [record for record in records.read_all(out)[0] if record.facts["share"]]
+
+
 def test_shares_begun_at_once_find_the_same_radius_alone(tiny_pair, tmp_path):
     radii = set()
     for k in (1, 2):
@@ -120,6 +149,33 @@ def test_an_interrupt_leaves_the_model_as_it_was_and_the_rows_before_it(tiny_pai
     monkeypatch.setattr(CommonLoss, "sums", sums)
     landscape.run(given)
     assert len(only_record(tmp_path).rows) == 25
+
+
+def test_students_that_do_not_fit_into_memory_are_let_go_and_give_the_same_rows(tiny_pair, tmp_path, monkeypatch):
+    loaded = pair.load_model(str(tiny_pair.student))
+    names = [str(tiny_pair.student)]
+    names += [saved(tiny_llama(loaded.tokenizer, seed=n), loaded.tokenizer, tmp_path / f"s{n}") for n in (1, 2)]
+    how = {"student": tuple(names), "radius": None, "held_out": 3, "scalars": 1, "directions": 2, "tolerance": 1e-4}
+    given = options(tiny_pair, tmp_path / "kept", **how)
+    landscape.run(given)
+    alive: weakref.WeakSet = weakref.WeakSet()
+    load, most = pair.load_model, []
+
+    def counted(name, device):
+        student = load(name, device)
+        if name in names:
+            alive.add(student.model)
+            most.append(len(alive))
+        return student
+
+    monkeypatch.setattr(students, "_KEPT", 0)
+    monkeypatch.setattr(walk, "_KEPT_PLANES", 0)
+    monkeypatch.setattr(pair, "load_model", counted)
+    landscape.run(replace(given, out=tmp_path / "let-go"))
+    first, second = only_record(tmp_path / "kept"), only_record(tmp_path / "let-go")
+    assert first.rows == second.rows and first.facts == second.facts
+    assert {row["kind"] for row in first.rows} == {"probe", "grid", "held-out", "refined", "scalar"}
+    assert len(most) >= 5 * 3 and max(most) == 1, "one by one, in every turn"
 
 
 def test_the_same_command_gives_the_same_rows(tiny_pair, tmp_path):

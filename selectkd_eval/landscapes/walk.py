@@ -52,6 +52,7 @@ class Walk:
         self._failed: list[dict[str, Any]] = []
         self._planes: dict[tuple[int, int], Plane] = {}
         self._plane_bytes = 0
+        self.taken = 0  # rows of shares
 
     @cached_property
     def loss(self) -> loss.CommonLoss:
@@ -105,11 +106,7 @@ class Walk:
         """
         if self.options.radius is not None:
             return Radius(self.options.radius, "as asked"), []
-        for path in self._begun():
-            try:
-                begun = records.read(path, unfinished_ok=True)
-            except InputError:
-                continue
+        for begun in self._begun():
             if begun.header["inputs"] == inputs:
                 return Radius(float(begun.facts["radius"]), str(begun.facts["radius_rule"])), []
         common = self.loss
@@ -132,10 +129,18 @@ class Walk:
             found = automatic([probe(*plane) for plane in planes], self.options.rise, self.vocabulary)
         return found, [(*planes[which], a, b, value) for which, a, b, value in found.probes]
 
-    def _begun(self) -> Iterator[Any]:
-        """Records of this landscape that may have been begun: this one, the other shares', the whole one."""
-        for share in (self.options.share, *(f"{k + 1}/{self.shares}" for k in range(self.shares)), ""):
-            yield records.record_path("landscape", replace(self.options, share=share))
+    def _begun(self) -> Iterator[records.Record]:
+        """Records of this command that lie in --out, finished or not: of the whole landscape, or of a share."""
+        for path in sorted(self.options.out.glob("landscape-*.jsonl")):
+            try:
+                found = records.read(path, unfinished_ok=True)
+            except InputError:
+                continue
+            share = str(found.facts.get("share", ""))
+            if found.verb == "landscape" and path == records.record_path(
+                "landscape", replace(self.options, share=share)
+            ):
+                yield found
 
     def plane(self, index: int, seed: int) -> Plane:
         """One student's plane, kept while planes are small."""
@@ -155,7 +160,9 @@ class Walk:
         return model
 
     def measure(self, record: records.Writer, probes: Sequence[Probed]) -> None:
-        """Every row that the record lacks: probes, planes, refinement, scalars."""
+        """Every row that the record lacks: probes, planes, refinement, scalars. What shares hold is taken over."""
+        if self.shares == 1:
+            self._take_over(record)
         r, n_tokens = float(record.facts["radius"]), self.loss.n_tokens
         for index, seed, a, b, value in probes:
             key = f"probe/{index}/{seed}/{a:g}/{b:g}"
@@ -173,6 +180,15 @@ class Walk:
         self._planes.clear()
         for index in range(len(self.students)):
             self._scalars(record, index, r)
+
+    def _take_over(self, record: records.Writer) -> None:
+        same = records.canonical(record.facts)
+        for share in self._begun():
+            if share.facts.get("share") and records.canonical({**share.facts, "share": ""}) == same:
+                for row in share.good:
+                    if row["key"] not in record.done:
+                        record.write(**row)
+                        self.taken += 1
 
     def _points(self, record: records.Writer, chosen: Mapping[int, Sequence[Point]]) -> None:
         """These points by direction seed, student after student: each is loaded once."""
