@@ -174,7 +174,9 @@ def _data(panel: Judged, resamples: int) -> dict[str, Any]:
     found["verdict"] = in_words(panel.fits)
     for run, drawn in zip(panel.runs, panel.fits, strict=True):
         fits = {what: drawn if what == panel.what else run.fit(what, resamples) for what in WHAT if what in run.curves}
-        found[f"seed {run.seed}"] = {
+        name = f"seed {run.seed}"
+        again = sum(other == name or other.startswith(f"{name} (") for other in found)  # a seed that was run twice
+        found[f"{name} ({again + 1})" if again else name] = {
             "steps": run.steps.tolist(),
             "clock": run.curves[panel.what].clock.tolist(),
             **{what: {"tar": run.curves[what].tar.tolist(), **_fit(fit)} for what, fit in fits.items()},

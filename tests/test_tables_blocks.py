@@ -111,6 +111,18 @@ def test_all_rows_together_are_their_mean_and_resample_shared_prompts_once() -> 
     assert result.high - result.low > 2.2 * 1.96 * apart, "as independent rows they would look surer than they are"
 
 
+def test_two_sets_of_one_size_do_not_move_together() -> None:
+    (top, base), *_ = contrasts()
+    apart = tuple(f"z{prompt}" for prompt in top.prompts)  # the same outcomes, on prompts of another name
+    widths = []
+    for other in (top.prompts, apart):
+        again = [terms(side.num, other) for side in (top, base)]
+        result = aggregate.overall([(top, base), (again[0], again[1])], 20_000)
+        assert result is not None
+        widths.append(result.high - result.low)
+    assert widths[1] / widths[0] == pytest.approx(2**-0.5, rel=0.05), "a mean of two independent ones is that narrower"
+
+
 def test_one_difference_is_no_mean_and_no_difference_has_no_small_p() -> None:
     found = contrasts()
     assert aggregate.overall(found[:1], 100) is None
