@@ -17,6 +17,8 @@ from scipy.optimize import isotonic_regression
 from analysis.style import INK
 
 _LETTER = 0.62  # of the font size: the mean advance of a letter, with a margin
+_END = 7.0  # points: names at the ends of lines
+END_LINE = 1.3 * _END / 72  # inches from one of them to the next
 
 
 def inches(text: str, size: float) -> float:
@@ -63,15 +65,16 @@ def ticks(axis: Axes, places: Sequence[float], names: Sequence[str], unit: float
     axis.tick_params(axis="x", length=0)
 
 
-def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places at least `gap` apart, each as near to where it is wanted as the others allow (least squares), within
-    `low` and `high` as far as they have room for all.
+def apart(wanted: Sequence[float], heights: float | Sequence[float], low: float, high: float) -> list[float]:
+    """Places of things so high that none lies on another, each as near to where it is wanted as the others allow (least
+    squares), within `low` and `high` as far as they have room for all.
     """
     if not len(wanted):
         return []
     order = np.argsort(wanted, kind="stable")
-    steps = gap * np.arange(len(wanted))
-    # Without the steps, "at least a gap apart" is "not falling".
+    tall = np.broadcast_to(np.asarray(heights, dtype=float), len(wanted))[order]
+    steps = np.concatenate([[0.0], np.cumsum((tall[:-1] + tall[1:]) / 2)])
+    # Without the steps, "none on another" is "not falling".
     free = isotonic_regression(np.asarray(wanted, dtype=float)[order] - steps).x
     top = max(low, high - float(steps[-1]))
     placed = np.empty(len(wanted))
@@ -79,26 +82,27 @@ def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[
     return [float(place) for place in placed]
 
 
-def at_line_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 7.0) -> None:
+def at_line_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names at the right edge, each joined to the last point (x, y) of its line by a thin line of its colour.
 
-    `ends` are (x, y, name, colour); the y axis is linear. The layout must not change the axis' height afterwards; its
-    width may change.
+    `ends` are (x, y, name, colour), a name of one line or more; the y axis is linear. The layout must not change the
+    axis' height afterwards; its width may change.
     """
     low, high = axis.get_ylim()
     figure: Any = axis.figure
     figure.draw_without_rendering()
-    height = 72 * axis.get_position().height * figure.get_size_inches()[1]  # points
+    height = axis.get_position().height * figure.get_size_inches()[1]
     fraction = [(y - low) / (high - low) for _, y, _, _ in ends]
-    gap = 1.3 * size / height
-    for (x, y, name, colour), place in zip(ends, apart(fraction, gap, 0.0, 1.0), strict=True):
+    tall = [END_LINE / height * (1 + name.count("\n")) for _, _, name, _ in ends]
+    for (x, y, name, colour), place in zip(ends, apart(fraction, tall, 0.0, 1.0), strict=True):
         axis.annotate(
             name,
             xy=(x, y),
             xytext=(1.05, place),
             textcoords="axes fraction",
             va="center",
-            fontsize=size,
+            fontsize=_END,
+            linespacing=1.0,
             color=INK,
             arrowprops={
                 **{"arrowstyle": "-", "color": colour, "linewidth": 0.7},

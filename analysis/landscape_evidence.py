@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis import landscape_panels as panels
+from analysis.fitting import END_LINE
 from analysis.landscape_intervals import SCALARS, Profile, Scalar, bases, covered, paired, profile, scalars
 from analysis.landscape_panels import Page
 from analysis.landscapes import Landscapes
@@ -69,14 +70,14 @@ class Evidence(NamedTuple):
         curves = ["loss", *pairs, *(what for what in self.profiles if what != "loss")]
         across, dots = (1, 2) if settings.columns == 1 else (2, 6)
         lines = sum(1 + label.count("\n") for label in wrapped(labels).values())
-        tall = max(1.85, 0.6 + panels.LINE * lines)
+        tall = max(1.85, 0.6 + END_LINE * lines)
         rows = [
             Row(tuple(curves[i : i + across]), width(settings), tall, across) for i in range(0, len(curves), across)
         ]
         per_row = min(dots, len(self.names))
         for i in range(0, len(self.names), max(per_row, 1)):
             some = tuple(self.names[i : i + per_row])
-            rows.append(Row(some, width(settings), 0.75 + max(0.17 * len(self.methods), panels.LINE * lines), per_row))
+            rows.append(Row(some, width(settings), 0.75 + max(0.17 * len(self.methods), END_LINE * lines), per_row))
         return rows
 
     def draw(

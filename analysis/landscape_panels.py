@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from analysis.fitting import at_line_ends
 from analysis.landscape_intervals import Profile, Scalar
 from analysis.load import Method
 from analysis.style import INK, Look, ink, point, reach
@@ -23,7 +24,6 @@ from selectkd_eval.stats import Estimate, Floats
 from selectkd_eval.surfaces import Surface
 
 FINE = 51  # points per axis after interpolation, for drawing only
-LINE = 0.125  # inches between two labels at the ends of lines
 
 
 class Page(NamedTuple):
@@ -141,7 +141,7 @@ def profiles(
     `zero`: differences, around a line at 0; `floor`: the axis begins at 0. Labels stand at the lines' ends, moved apart
     where lines end together.
     """
-    ends: list[tuple[float, float, Method]] = []
+    ends: list[tuple[float, float, str, str]] = []
     for method, one in found.items():
         style, estimates = looks[method], one.estimates()
         mean, low, high = (np.array([getattr(e, part) for e in estimates]) for part in ("value", "low", "high"))
@@ -159,55 +159,14 @@ def profiles(
             markeredgecolor=ink(style),
         )
         if len(known := np.flatnonzero(np.isfinite(mean))):
-            ends.append((float(one.distances[known[-1]]), float(mean[known[-1]]), method))
+            ends.append((float(one.distances[known[-1]]), float(mean[known[-1]]), labels[method], ink(style)))
     if zero:
         axis.axhline(0, color=INK, linewidth=0.6)
     if floor:
         axis.set_ylim(bottom=0)
     axis.set_xlim(left=0)
     axis.set_xlabel("distance from the student (row norms)")
-    _labels(axis, ends, looks, labels)
-
-
-def _labels(
-    axis: Axes, ends: list[tuple[float, float, Method]], looks: Mapping[Method, Look], labels: Mapping[Method, str]
-) -> None:
-    """Each line's name beside its end, from the lowest up, none on another."""
-    if not ends:
-        return
-    bottom, top = axis.get_ylim()
-    page = axis.get_figure(root=True)
-    assert page is not None
-    line = LINE / (axis.get_position(original=True).height * float(page.get_size_inches()[1]))
-    order = sorted(ends, key=lambda end: end[1])
-    tall = [line * (1 + labels[method].count("\n")) for _, _, method in order]
-    places = [(y - bottom) / (top - bottom) for _, y, _ in order]
-    for index in range(1, len(places)):
-        places[index] = max(places[index], places[index - 1] + (tall[index] + tall[index - 1]) / 2)
-    if (over := places[-1] - 1.0) > 0:  # what was pushed over the top comes down again, those below with it
-        places[-1] -= over
-        for index in reversed(range(len(places) - 1)):
-            places[index] = min(places[index], places[index + 1] - (tall[index] + tall[index + 1]) / 2)
-    for (x, y, method), place in zip(order, places, strict=True):
-        axis.annotate(
-            labels[method],
-            (x, y),
-            xytext=(1.03, place),
-            textcoords="axes fraction",
-            va="center",
-            ha="left",
-            fontsize=7,
-            linespacing=1.0,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": ink(looks[method]),
-                "linewidth": 0.7,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 2,
-            },
-        )
+    at_line_ends(axis, ends)
 
 
 def dots(

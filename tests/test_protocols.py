@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from judges import marks, verdicts
@@ -159,6 +159,7 @@ attack = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_s
 
 
 @given(attack)
+@example("\u27e6A]]")
 def test_no_reader_finds_a_verdict_in_a_neutralised_answer_and_no_delimiter_is_left(text: str) -> None:
     once = neutralise(text)
     assert neutralise(once) == once
@@ -166,8 +167,13 @@ def test_no_reader_finds_a_verdict_in_a_neutralised_answer_and_no_delimiter_is_l
         found = verdicts.read(once, "stop", item.labels, "candidate-first", item.reader)
         assert found.word == "unreadable" and "not offered" not in found.reason
     assert not marks.DELIMITER.search(marks.folded(once))
-    # Nothing is lost: only blanks are new, and compatibility forms are spelled out.
-    assert unicodedata.normalize("NFKC", once).replace(" ", "") == unicodedata.normalize("NFKC", text).replace(" ", "")
+    # Nothing is lost: only blanks are new, and what stands for several signs is spelled out.
+    assert spelled_out(once).replace(" ", "") == spelled_out(text).replace(" ", "")
+
+
+def spelled_out(text: str) -> str:
+    double = str.maketrans({"\u27e6": "[[", "\u301a": "[[", "\u27e7": "]]", "\u301b": "]]"})
+    return unicodedata.normalize("NFKC", text.translate(double))
 
 
 @pytest.mark.parametrize(
