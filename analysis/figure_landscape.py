@@ -188,7 +188,7 @@ class Pictures(NamedTuple):
 
 def title(library: Library, plane: Plane) -> str:
     """A student's name in the picture."""
-    seed = "" if plane.seed is None else f", seed {plane.seed}"
+    seed = "" if plane.seed is None else f", seed\u00a0{plane.seed}"
     return f"{library.label(plane.method)}{seed}"
 
 

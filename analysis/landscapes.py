@@ -157,7 +157,7 @@ def _merged(shares: Sequence[Record]) -> Part:
     if missing := [f"{share}/{of}" for share in range(1, of + 1) if share not in held]:
         raise InputError(
             f"share {', '.join(missing)} of a landscape is missing beside {', '.join(names)}: run the same command "
-            f"with --share {missing[0]}{' and so on' if len(missing) > 1 else ''}, or without --share for the whole rest"
+            f"with --share {missing[0]}{' and so on' if len(missing) > 1 else ''}, or without --share for all the rest"
         )
     rows: dict[str, Row] = {}
     for share in sorted(held):
