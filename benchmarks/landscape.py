@@ -264,7 +264,7 @@ def show(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def report_surface(teacher_name: str, student_name: str, sequences: int) -> None:
+def report_surface(teacher_name: str, student_name: str, sequences: int, seed: int) -> None:
     """The second table: the whole lattice against what is measured by default."""
     teacher = pair.load_model(teacher_name)
     chosen = prompts.load_prompts("mini-gsm:validation", sequences)
@@ -274,29 +274,30 @@ def report_surface(teacher_name: str, student_name: str, sequences: int) -> None
         tempfile.TemporaryDirectory() as out,
         Students((student_name,), teacher, torch.tensor([examples[0].ids])) as students,
     ):
-        default = LandscapeOptions(student=(student_name,), sequences=sequences, scalars=0, out=Path(out))
+        default = LandscapeOptions(student=(student_name,), sequences=sequences, scalars=0, out=Path(out), seed=seed)
         probed = Walk(default, teacher, students, text)
         inputs = {"data": digest(examples)}
         r = probed.radius(inputs)[0].value
 
         def measured(name: str, **changes: Any) -> tuple[surfaces.Surface, int, float]:
-            given = {"student": (student_name,), "sequences": sequences, "radius": r, "scalars": 0}
+            given = {"student": (student_name,), "sequences": sequences, "radius": r, "scalars": 0, "seed": seed}
             options = LandscapeOptions(**given | {"out": Path(out) / name} | changes)
             walk = Walk(options, teacher, students, text)
-            walk.plane(0, 0)
+            walk.plane(0, seed)
             assert walk.loss.n_tokens  # the teacher is asked before the clock starts, for both
             with records.open_record("landscape", options, inputs=inputs, facts={"radius": r}) as record:
                 begun = time.process_time()
                 walk.measure(record, [])
                 spent = time.process_time() - begun
-                return surfaces.surface(walk.rows(record), 0, 0), len(record.done), spent
+                return surfaces.surface(walk.rows(record), 0, seed), len(record.done), spent
 
         first = measured("first")
         full, n_full, cpu_full = measured("full", grid=51, held_out=0)
         second = measured("second")
         plain, n_plain, cpu_plain = measured("plain", held_out=0)
         strict = [measured(f"strict {share}", tolerance=share) for share in TIGHTER]
-    print(f"\nsurface: {student_name}, {sequences} sequences, radius {r:g}, range {full.range:.3f} nats")
+    where = f"{student_name}, direction seed {seed}, {sequences} sequences"
+    print(f"\nsurface: {where}, radius {r:g}, range {full.range:.3f} nats")
     print(
         "measured                     |  points |  CPU s | times the points | times the CPU | max error |    p99 | mean"
     )
@@ -332,13 +333,15 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16, help="of the surface")
     parser.add_argument("--teacher", default="embedded:teacher")
     parser.add_argument("--student", nargs="+", default=["embedded:student"], help="whose surfaces are measured")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="direction seeds of the surfaces")
     options = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.perf_counter()
     with torch.no_grad():
         report_points(setting(), options.rounds)
         for student in options.student:
-            report_surface(options.teacher, student, options.sequences)
+            for seed in options.seeds:
+                report_surface(options.teacher, student, options.sequences, seed)
         report_rows()
     took, load = time.perf_counter() - begun, os.getloadavg()[0]
     print(f"\none thread; {took:.0f} s; 1-minute load at the end {load:.1f} on {os.cpu_count()} cores")
