@@ -183,6 +183,19 @@ def test_the_list_changes_while_a_reader_is_in_it_and_keeps_the_focus(tab: Tab) 
     assert tab.run("document.activeElement.id") == "explorer-search"
 
 
+def test_the_keyboard_is_not_lost_on_the_last_page_nor_on_the_first(tab: Tab) -> None:
+    part = "document.activeElement.dataset.part"
+    tab.run("document.querySelector('[data-part=on]').focus()")
+    for _ in range(2):
+        assert tab.run(part) == "on"
+        tab.key("Enter")
+    for _ in range(2):
+        assert tab.run(part) == "back"
+        tab.key("Enter")
+    assert tab.run(part) == "on"
+    assert str(tab.run("document.querySelector('[data-part=status]').textContent")).endswith("page 1 of 3")
+
+
 def test_a_search_that_was_sent_off_is_not_done_a_second_time(tab: Tab) -> None:
     tab.run("document.querySelector('#explorer-search').focus()")
     tab.write('"write about 7."')

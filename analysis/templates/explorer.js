@@ -131,8 +131,10 @@
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);
     $("status").textContent = `${found.length.toLocaleString("en")} of ${count(items.length, "item")}; page ${page + 1} of ${pages}`;
+    const pressed = document.activeElement;
     $("back").disabled = page === 0;
     $("on").disabled = page === pages - 1;
+    if (pressed.disabled) (page > 0 ? $("back") : pages > 1 ? $("on") : $("search")).focus(); // at an end: the way back
     const focused = document.activeElement.dataset.item; // the list may change under a reader who is in it
     $("list").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((item) => {
       const line = make("li");
