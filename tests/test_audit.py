@@ -406,7 +406,7 @@ def test_the_command_prints_lines_of_a_terminals_width_and_writes_the_page(
 
 def test_the_committed_audit_is_what_the_command_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPORTS.parent)
-    files = tuple(Path("reports/paper") / f"table{number}.csv" for number in (1, 2, 4, 5, 6))
+    files = tuple(Path("reports/paper") / f"table{number}.csv" for number in range(1, 7))
     assert audit.page(audit.audit(AuditOptions(files=files))) == (PAPER / "audit.md").read_text(encoding="utf-8")
 
 
