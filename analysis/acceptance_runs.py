@@ -1,8 +1,9 @@
 """By what is Theorem 1 judged? Every training run's TAR at its evaluations, on the clock of its learning rate.
 
-A run is one student with its kept checkpoints in a tar record (values per prompt, so that a fall can be tested), or,
-for methods without such records, the validation rows of a train record (no values per prompt). The clock is the
-cumulative learning rate where the train record is among the records, else the optimiser step.
+A run is one student with its kept checkpoints in a tar record, or the validation rows of a train record; both hold
+values per prompt, so that a fall can be tested. Validation rows of an older version, which do not, count only for
+methods without tar records. The clock is the cumulative learning rate where the train record is among the records, else
+the optimiser step.
 """
 
 from __future__ import annotations
@@ -63,11 +64,12 @@ def gated(method: Method) -> bool:
 
 
 def runs(library: Library) -> list[Run]:
-    """Every run with two evaluations or more, by text and method, those with values per prompt first."""
+    """Every run with two evaluations or more, by text and method, those of tar records first."""
     found = [run for chosen in tar_sets(library) for run in _kept(library, chosen)]
     measured = {run.method for run in found}
-    rest = [_validated(library, record) for record in library.of("train") if library.trained(record) not in measured]
-    return found + sorted((run for run in rest if run is not None), key=lambda run: (run.method.order, run.seed or 0))
+    rest = [run for record in library.of("train") if (run := _validated(library, record)) is not None]
+    rest = [run for run in rest if run.curves[own(run.method)].terms or run.method not in measured]
+    return found + sorted(rest, key=lambda run: (run.method.order, run.seed or 0))
 
 
 class Judged(NamedTuple):
@@ -177,7 +179,9 @@ def _validated(library: Library, record: Record) -> Run | None:
         if len(at) > 1:
             rate = cumulative_rate(record, at)
             steps, by_rate = at, rate is not None
-            curves[what] = Curve(at if rate is None else rate, values)
+            clock, each = at if rate is None else rate, measures.validated(record.rows, name)
+            whole = len(each) == len(at)
+            curves[what] = theorem.curve(clock, [each[int(s)] for s in at]) if whole else Curve(clock, values)
     if own(method) not in curves:
         return None
     training = record.facts.get("training") or {}

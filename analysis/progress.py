@@ -73,11 +73,17 @@ def _offers(library: Library, resamples: int) -> Iterator[Progress]:
     held = _one_measure(groups)
     for what, name in (("alpha", "held-out α = 1 − mean TV"), ("loss", "validation loss (unweighted)")):
         kept = {m: r for m, r in held.items() if what != "loss" or m.held_out == held_out_loss(held)}
-        drawn = {method: line for method, records in kept.items() if (line := _trained(records, what)) is not None}
+        drawn = {
+            method: line for method, records in kept.items() if (line := _trained(records, what, resamples)) is not None
+        }
         yield Progress(name, "train records", drawn, left_out=tuple(m for m in groups if m not in drawn))
     for chosen in tar_sets(library):
-        points = {at: terms.estimate(resamples) for at, terms in _alphas(chosen)}
-        yield Progress(f"α = 1 − mean TV on {chosen.text}", "tar records", _estimated(points))
+        points: dict[Method, dict[int, Estimate]] = defaultdict(dict)
+        for (method, step), terms in _alphas(chosen):
+            points[method][step] = terms.estimate(resamples)
+        order = sorted(points, key=lambda method: method.order)
+        lines = {method: _estimated(points[method]) for method in order if len(points[method]) > 1}
+        yield Progress(f"α = 1 − mean TV on {chosen.text}", "tar records", lines)
 
 
 def _one_measure(groups: Mapping[Method, Sequence[Record]]) -> dict[Method, list[Record]]:
@@ -97,8 +103,12 @@ def _alphas(chosen: TarSet) -> Iterator[tuple[tuple[Method, int], measures.Terms
             yield (method, step), kinds["alpha"]
 
 
-def _trained(records: Sequence[Record], what: str) -> Line | None:
-    """One number of training's own validation, seeds side by side on the steps that all have."""
+def _trained(records: Sequence[Record], what: str, resamples: int) -> Line | None:
+    """One number of training's own validation, seeds side by side on the steps that all have; of one seed with its
+    interval over prompts, where they were kept.
+    """
+    if what == "alpha" and len(records) == 1 and len(each := measures.validated(records[0].rows, what)) > 1:
+        return _estimated({step: terms.estimate(resamples) for step, terms in each.items()})
     curves = [measures.curve(record.rows, "validation", what) for record in records]
     found = [dict(zip(at.tolist(), values.tolist(), strict=True)) for at, values in curves if len(at)]
     return _seeds(found) if found else None
@@ -131,23 +141,17 @@ def _followed(library: Library, found: Sequence[Measurement], resamples: int) ->
         if len(steps) < 2:
             continue
         if len(seeds) == 1:
-            points = {(method, step): seeds[0][step].estimate(resamples).scaled(100) for step in steps}
-            lines |= _estimated(points)
+            lines[method] = _estimated({step: seeds[0][step].estimate(resamples).scaled(100) for step in steps})
         elif (line := _seeds([{step: 100 * seed[step].value for step in steps} for seed in seeds])) is not None:
             lines[method] = line
     return lines
 
 
-def _estimated(points: Mapping[tuple[Method, int], Estimate]) -> dict[Method, Line]:
-    """Lines of one number with its interval over prompts at every step."""
-    lines = {}
-    for method in sorted({method for method, _ in points}, key=lambda method: method.order):
-        steps = sorted(step for other, step in points if other == method)
-        if len(steps) > 1:
-            own = [points[method, step] for step in steps]
-            mean, low, high = np.array([[one.value, one.low, one.high] for one in own]).T
-            lines[method] = Line(np.array(steps, dtype=float), mean, low, high, 1, "prompts")
-    return lines
+def _estimated(points: Mapping[int, Estimate]) -> Line:
+    """A line of one number with its interval over prompts at every step."""
+    steps = sorted(points)
+    mean, low, high = np.array([[points[at].value, points[at].low, points[at].high] for at in steps]).T
+    return Line(np.array(steps, dtype=float), mean, low, high, 1, "prompts")
 
 
 def _seeds(found: Sequence[Mapping[Any, float]]) -> Line | None:

@@ -25,6 +25,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.heads import Head, add_weight_gradient_
 from selectkd_eval.loss import described, require_targets, temperatures
 from selectkd_eval.objective import LossSpec
+from selectkd_eval.responses import Responses
 from selectkd_eval.token_stats import Rows, TokenStats, Weighed, stats_of, summed
 
 # Bytes of the two product buffers together, and elements of a block's rows. On a CPU a row of 152k entries and the
@@ -43,7 +44,7 @@ def chunked_loss(
     denominator: float | None = None,
     chunk: int = 0,
     *,
-    watch: bool = False,
+    watch: Responses | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """The loss of N response tokens and its statistics, as `loss.token_loss` on the logits of the same hidden states.
 
@@ -62,10 +63,12 @@ def chunked_loss(
     # The same tensors would be said to need gradients where nobody will ask for any.
     hidden, weight, bias = (torch.is_grad_enabled() and x is not None and x.requires_grad for x in leaves)
     sweep = _Sweep(hidden_p, head_p, hidden_q, head_q, rows.targets.numel(), chunk)
-    objective = _Objective(sweep, rows, spec, watch, (hidden, weight, bias))
+    objective = _Objective(sweep, rows, spec, watch is not None, (hidden, weight, bias))
     with torch.autocast(hidden_q.device.type, enabled=False):
         total = _Gradient.apply(*leaves, objective)
-    stats = stats_of(summed(rows, spec, objective.divergence, objective.weighed), rows, watch)
+    stats = stats_of(summed(rows, spec, objective.divergence, objective.weighed), rows, watch is not None)
+    if watch is not None:
+        watch.take(rows, spec.k, objective.weighed)
     return total / (denominator or stats.denominator(spec.normaliser)), stats
 
 

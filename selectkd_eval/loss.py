@@ -22,6 +22,7 @@ from torch import Tensor
 from selectkd_eval.divergences import DIVERGENCES
 from selectkd_eval.errors import InputError
 from selectkd_eval.objective import LossSpec
+from selectkd_eval.responses import Responses
 from selectkd_eval.selection import planned, read, scores
 from selectkd_eval.token_stats import Rows, TokenStats, stats_of, summed, weigh
 
@@ -38,7 +39,7 @@ def selective_loss(
     *,
     denominator: float | None = None,
     rows: Rows | None = None,
-    watch: bool = False,
+    watch: Responses | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """The loss of Eq. 6 on one (micro-)batch of logits, normalised, and its statistics.
 
@@ -47,7 +48,7 @@ def selective_loss(
     position t - 1 predict token t, so the last prompt position trains the first response token. Different
     vocabulary sizes (padded heads) are cut to the common part before the softmax. ``denominator``: the
     normaliser's count for the whole update; by default this batch's own. ``rows``: what else is known of the
-    response tokens; by default their ids and lengths alone. ``watch``: statistics of both gates.
+    response tokens; by default their ids and lengths. ``watch``: asks both gates and keeps each response's values.
     """
     if rows is None:
         rows = rows_of(input_ids, response_mask)
@@ -69,7 +70,7 @@ def token_loss(
     spec: LossSpec,
     *,
     denominator: float | None = None,
-    watch: bool = False,
+    watch: Responses | None = None,
     z_r: Tensor | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """The loss of N response tokens from their logits ``(N, V)`` of teacher and student, and the statistics.
@@ -90,9 +91,11 @@ def token_loss(
         rows = Rows(**{**vars(rows), "plan": planned(spec, read(spec, found), found)})
     with torch.no_grad():
         p, q = None if log_p is None else log_p.exp(), log_q.exp()
-        weighed = weigh(log_p, log_q, p, q, rows, spec, watch)
+        weighed = weigh(log_p, log_q, p, q, rows, spec, watch is not None)
     divergence = _divergence(z_p, z_q, log_p, log_q, rows, spec)
-    stats = stats_of(summed(rows, spec, divergence.detach(), weighed), rows, watch)
+    stats = stats_of(summed(rows, spec, divergence.detach(), weighed), rows, watch is not None)
+    if watch is not None:
+        watch.take(rows, spec.k, weighed)
     weighted = weighed.weight * divergence
     share = rows.normaliser_share(spec.normaliser)
     numerator = (weighted if share is None else weighted * share.to(weighted.dtype)).sum()

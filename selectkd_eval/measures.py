@@ -221,3 +221,18 @@ def curve(rows: Iterable[Row], event: str, what: str) -> tuple[Floats, Floats]:
     )
     table = np.array(points, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
+
+
+def validated(rows: Iterable[Row], what: str) -> dict[int, Terms]:
+    """By step, a validation's acceptance by response: `what` is tar_top_k or tar_spec_k, the mean of the responses'
+    means (Eq. 13), or alpha, pooled over tokens. Empty for records that keep the means alone (older ones).
+    """
+    found = {}
+    for row in good(rows):
+        if row.get("event") == "validation" and (kept := row.get("responses")):
+            means = enumerate(zip(kept[what], kept["n_tokens"], strict=True))
+            each = ((f"{place:06}", mean, n) for place, (mean, n) in means if n)
+            found[int(row["step"])] = terms(
+                (p, mean * n, n) if what == "alpha" else (p, mean, 1.0) for p, mean, n in each
+            )
+    return found

@@ -22,6 +22,7 @@ from selectkd_eval.chunked import chunked_loss
 from selectkd_eval.heads import Head, decoder, head_of
 from selectkd_eval.loss import require_finite, token_loss
 from selectkd_eval.objective import LossSpec
+from selectkd_eval.responses import Responses
 from selectkd_eval.teacher import Teacher
 from selectkd_eval.token_stats import Rows, TokenStats
 
@@ -40,7 +41,7 @@ class Question:
         self.spec = spec
         self.teacher = teacher
         self.denominator: float | None = None
-        self.watch = False
+        self.watch: Responses | None = None
         self.where = "validation"
         self.resolve: Callable[[Tensor, Head], None] | None = None
         self.look_only = False

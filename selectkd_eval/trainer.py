@@ -33,6 +33,7 @@ from selectkd_eval.loss import gradient_repair
 from selectkd_eval.method import STATE, Method
 from selectkd_eval.ranks import rank
 from selectkd_eval.records import Writer
+from selectkd_eval.responses import Responses
 from selectkd_eval.student import Question
 from selectkd_eval.survey import Findings
 from selectkd_eval.token_stats import TokenStats
@@ -197,8 +198,10 @@ class SelectiveTrainer(Trainer):
     def _validate(self) -> dict[str, Any]:
         """The plain divergence on held-out text; TAR by the run's own gate and, for comparison, by both."""
         stats = TokenStats()
+        responses = None if self.method.teacher is None else Responses()
         self.model.eval()
         for question in self._held_out():
+            question.watch = responses
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 self.model(question=question)
             stats = stats + question.stats
@@ -209,9 +212,11 @@ class SelectiveTrainer(Trainer):
             raise InputError(
                 f"the validation loss is {loss} at step {self.state.global_step}: lower --lr, or use --divergence skl"
             )
-        row = {"loss": loss, "nll": stats.mean_nll, "tar": stats.tar, "tar_pooled": stats.tar_pooled}
-        watched = {"tar_top_k": stats.tar_top_k, "tar_spec_k": stats.tar_spec_k}
-        return row | {"alpha": stats.alpha} | (watched if self.method.teacher is not None else {})
+        row: dict[str, Any] = {"loss": loss, "nll": stats.mean_nll, "tar": stats.tar, "tar_pooled": stats.tar_pooled}
+        row["alpha"] = stats.alpha
+        if responses is not None:
+            row |= {"tar_top_k": stats.tar_top_k, "tar_spec_k": stats.tar_spec_k, "responses": responses.row()}
+        return row
 
     def _held_out(self) -> list[Question]:
         """The held-out batches, of similar lengths, with the teacher's rows where they are small enough to keep.
@@ -224,7 +229,7 @@ class SelectiveTrainer(Trainer):
             size = self.args.eval_batch_size
             for at in range(0, len(examples), size):
                 question = self._question(examples[at : at + size], None)
-                question.spec, question.watch = self.method.spec.held_out(), self.method.teacher is not None
+                question.spec = self.method.spec.held_out()
                 self._validation.append(question)
             width = 0 if self.method.teacher is None else 4 * self.method.teacher.width
             self._keep_rows = width * sum(int(q.rows.lengths.sum()) for q in self._validation) <= KEPT_BYTES

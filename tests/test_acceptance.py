@@ -124,6 +124,39 @@ def test_without_tar_records_the_validation_rows_speak_and_a_fall_cannot_be_test
     assert "cannot be told" in line and "without values per prompt" in line
 
 
+def validated(out: Path, seed: int, tars: dict[int, list[float]]) -> Record:
+    """A gated run whose validations kept the acceptance of every response."""
+    card = make.card("KD + Spec-k", seed)
+    rows: list[dict[str, Any]] = [
+        {"key": f"step/{n}", "event": "step", "step": n, "lr": 0.1} for n in range(1, max(tars) + 1)
+    ]
+    for step, each in tars.items():
+        kept = {"n_tokens": [10] * len(each), "tar_top_k": each, "tar_spec_k": each, "alpha": each}
+        means = {name: float(np.mean(each)) for name in ("tar_top_k", "tar_spec_k", "alpha", "tar")}
+        row = {"event": "validation", "step": step, "loss": 1.0, "nll": 1.0, "responses": kept}
+        rows.append({"key": f"validation/{step}", **row, **means})
+    facts = {"method": "KD + Spec-k", "training": card["training"], "teacher": make.card("Teacher"), "save": "s"}
+    return make.write("train", make.TrainOptions(out=out, seed=seed), facts | {"student": make.card("Start")}, rows)
+
+
+def test_validation_rows_that_keep_every_response_let_a_fall_be_tested(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    low, high = draw.uniform(0.5, 0.6, 30).round(6).tolist(), draw.uniform(0.7, 0.8, 30).round(6).tolist()
+    validated(tmp_path, 0, {10: low, 20: high, 30: [0.1 + tar for tar in high]})
+    fallen = validated(tmp_path, 1, {10: low, 20: high, 30: low})
+    (one,) = judged(library(tmp_path), 200)
+    assert [fit.verdict for fit in one.fits] == ["holds on this run", "violated"]
+    (drop,) = one.fits[1].drops
+    assert drop.change.value == pytest.approx(np.mean(low) - np.mean(high))
+    assert drop.change.low < drop.change.value < drop.change.high < 0 and drop.significant
+    # Kept checkpoints of one seed do not silence the training rows of all.
+    written(tmp_path, {10: [(4, 10), (5, 10)], 20: [(6, 10), (8, 10)]}, training={"record": fallen.path.name})
+    assert [(panel.text, len(panel.runs)) for panel in judged(library(tmp_path), 200)] == [
+        ("held-out.jsonl", 1),
+        (HELD_OUT, 2),
+    ]
+
+
 def test_verdicts_of_several_runs_are_counted() -> None:
     none = np.zeros(0)
     fits = [Fit("holds on this run", none), Fit("cannot be told", none), Fit("holds on this run", none)]

@@ -26,7 +26,7 @@ FLOOR = {
 }
 MATHS = {
     *("objective", "divergences", "gradients", "verifiers", "token_stats", "selection", "loss"),
-    *("heads", "blocks", "chunked"),
+    *("heads", "blocks", "chunked", "responses"),
 }
 HEAVY = {"torch", "transformers", "pandas", "scipy", "matplotlib", "openai", "numpy", "lm_eval", "peft"}
 

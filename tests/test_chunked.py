@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from selectkd_eval.errors import InputError
 from selectkd_eval.heads import Head
 from selectkd_eval.loss import token_loss
 from selectkd_eval.objective import NORMALISERS, LossSpec, Term, single
+from selectkd_eval.responses import Responses
 from selectkd_eval.selection import planned, read, scores
 from selectkd_eval.token_stats import Rows, TokenPlan, TokenStats
 from selectkd_eval.verifiers import VERIFIERS
@@ -95,7 +97,22 @@ def test_every_divergence_with_every_gate_and_normaliser(divergence: str) -> Non
     c = case()
     for (verifier, mode), normaliser in itertools.product(GATES, NORMALISERS):
         spec = single(divergence, verifier=verifier, spec_mode=mode, normaliser=normaliser, k=2, beta=0.1)
-        assert_equal(c, spec, watch=True)
+        assert_equal(c, spec)
+
+
+def test_what_validation_keeps_of_every_response_is_the_same_in_chunks_and_its_mean_is_the_statistic() -> None:
+    c = case()
+    for verifier, mode in GATES:
+        spec = single("fkl", verifier=verifier, spec_mode=mode, k=2, beta=0.1)
+        one, other = Responses(), Responses()
+        expected, found = plain(c, spec, watch=one)[1], chunked(c, spec, chunk=5, watch=other)[1]
+        assert asdict(found) == pytest.approx(asdict(expected), rel=1e-9, abs=1e-9)
+        kept = one.row()
+        assert kept == other.row() and kept["n_tokens"] == c.rows.lengths.tolist()
+        n = np.array(kept["n_tokens"])
+        for name in ("tar_top_k", "tar_spec_k"):
+            assert np.mean(np.array(kept[name])[n > 0]) == pytest.approx(getattr(expected, name), abs=1e-6)
+        assert np.average(kept["alpha"], weights=n) == pytest.approx(expected.alpha, abs=1e-6)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyPair, tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file
 from training import assert_same, results, six_updates, steps, train
 
-from selectkd_eval import pair, records
+from selectkd_eval import measures, pair, records
 from selectkd_eval.batches import Example, tensors
 from selectkd_eval.cli import main
 from selectkd_eval.demo.plan import Job
@@ -48,6 +49,13 @@ def test_rows_card_and_student(base: TrainOptions, capsys: pytest.CaptureFixture
     assert [row["step"] for row in validations] == [0, 2, 4, 6]
     assert validations[-1]["loss"] < validations[0]["loss"]
     assert validations[0]["tar"] == validations[0]["tar_top_k"]
+    for row in validations:
+        kept = row["responses"]
+        assert {len(values) for values in kept.values()} == {record.facts["validation"]["n"]}
+        for name in ("tar_top_k", "tar_spec_k"):
+            assert np.mean(kept[name]) == pytest.approx(row[name], abs=1e-6)
+            assert measures.validated(record.rows, name)[row["step"]].value == pytest.approx(row[name], abs=1e-6)
+        assert np.average(kept["alpha"], weights=kept["n_tokens"]) == pytest.approx(row["alpha"], abs=1e-6)
     for row in steps(record):
         assert 0 <= row["tar"] <= 1
         assert 0 < row["alpha"] < 1
