@@ -175,10 +175,10 @@ class Library:
         return sorted(found, key=lambda method: method.order)
 
     def base_of(self, method: Method, among: Iterable[Method]) -> Method | None:
-        """The set-up without the gate that differs least from `method`, of the same teacher and the same start."""
-        pair = (method.get("teacher"), method.get("start"))
+        """The set-up without the gate that differs least: of the same start, and of the same teacher or none (SFT)."""
+        start, teachers = method.get("start"), (method.get("teacher"), None)
         candidates = [other for other in among if other.label == method.base and other != method]
-        candidates = [other for other in candidates if (other.get("teacher"), other.get("start")) == pair]
+        candidates = [other for other in candidates if other.get("start") == start and other.get("teacher") in teachers]
         apart = {other: len(set(other.setting) ^ set(method.setting)) for other in candidates}
         return min(candidates, key=lambda other: (apart[other], other.order), default=None)
 

@@ -69,6 +69,21 @@ def test_a_difference_is_to_the_base_of_the_same_pair(table: Table) -> None:
     assert len(bases) == 2, "the two bases are far apart, so that a difference to the wrong one would show"
 
 
+def test_a_base_that_asks_no_teacher_is_the_base_of_every_teachers_gate(tmp_path: Path) -> None:
+    for of, skill in ((Of(tmp_path), 0.8), (Of(tmp_path, teacher="Qwen/Qwen2-72B-Instruct"), 0.6)):
+        of.solved(of.student("SFT + Top-k", verifier="top-k"), "mini-gsm", 60, skill)
+    alone = Of(tmp_path)
+    alone.solved(
+        alone.student("SFT") | {"training": {**alone.student("SFT")["training"], "teacher": None}}, "mini-gsm", 60
+    )
+    table = tables.build(2, library(tmp_path), 300)
+    assert len(table.blocks) == 2
+    for block in table.blocks:
+        base, gate = (row.cells[0] for row in block.rows)
+        assert base.value is not None and gate.value is not None and gate.delta is not None
+        assert gate.delta.value == pytest.approx(gate.value.value - base.value.value)
+
+
 def test_the_family_of_holm_is_the_block(table: Table) -> None:
     for block in table.blocks:
         cells = [cell for row in block.rows for cell in row.cells]
