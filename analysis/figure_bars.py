@@ -184,7 +184,7 @@ def difference(axis: Axes, x: float, rate: Rate, *, named: bool) -> None:
 
 def gate_legend(figure: Figure, methods: Sequence[Method], settings: Settings) -> None:
     """What the hatches mean, where a gate is drawn."""
-    # Gates on the control have its colour, not the gates'.
+    # Gates on the control have its colour and the gates' hatches.
     gated = [method for method in methods if method.base and not method.base.startswith("SFT")]
     if not gated:
         return

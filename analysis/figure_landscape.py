@@ -52,7 +52,9 @@ def landscape(library: Library, settings: Settings) -> Drawing:
     shown = typical(land)
     labels = {method: library.label(method) for method in land.methods}
     evidence = Evidence.of(library, land)
-    pictures = Pictures.of([title(library, plane) for plane in shown.planes], settings)
+    # A line may break before "seed", not behind it.
+    titles = [title(library, plane).replace(", seed ", ", seed\u00a0") for plane in shown.planes]
+    pictures = Pictures.of(titles, settings)
     rows = evidence.rows(settings, labels)
     page = Page.of(width(settings), pictures.height + sum(row.height for row in rows))
     pictures.draw(page, shown)
@@ -188,7 +190,7 @@ class Pictures(NamedTuple):
 
 def title(library: Library, plane: Plane) -> str:
     """A student's name in the picture."""
-    seed = "" if plane.seed is None else f", seed\u00a0{plane.seed}"
+    seed = "" if plane.seed is None else f", seed {plane.seed}"
     return f"{library.label(plane.method)}{seed}"
 
 

@@ -118,12 +118,17 @@ _LINES = ("-", "--", "-.", ":")
 
 
 def look(method: Method) -> Look:
-    """Colour, hatch, line and marker of a method: the gate decides, the control is grey."""
+    """Colour, hatch, line and marker of a method: the gate decides; the control is grey, and so are gates on it."""
     if method.role != "student":
         return _UNTRAINED[method.role]
-    if method.label.startswith("SFT"):
-        return _CONTROL
-    return _GATES.get(str(method.get("verifier") or "none"), _GATES["none"])
+    gate = _GATES.get(str(method.get("verifier") or "none"), _GATES["none"])
+    if _control(method):
+        return gate._replace(colour=_CONTROL.colour) if method.base else _CONTROL
+    return gate
+
+
+def _control(method: Method) -> bool:
+    return method.label.startswith("SFT")
 
 
 def looks(methods: Sequence[Method]) -> dict[Method, Look]:
@@ -131,7 +136,7 @@ def looks(methods: Sequence[Method]) -> dict[Method, Look]:
     the line tells the gate; markers are each method's own, for print without colour. The control stays grey.
     """
     found = {method: look(method) for method in methods}
-    shown = [method for method in methods if found[method] != _CONTROL and method.role == "student"]
+    shown = [method for method in methods if method.role == "student" and not _control(method)]
     families = list(dict.fromkeys(method.family for method in shown))
     if len(families) > 1:
         for place, method in enumerate(shown):

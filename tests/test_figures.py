@@ -17,7 +17,7 @@ from rewriting import rewrite
 from analysis import style
 from analysis.acceptance import tar_sets
 from analysis.figures import FIGURES, draw, run
-from analysis.load import Library, library
+from analysis.load import Library, Method, library
 from analysis.style import Drawing, Settings
 from selectkd_eval.errors import InputError
 from selectkd_eval.verbs import FigureOptions
@@ -109,6 +109,16 @@ def test_methods_are_told_apart_without_colour(full: Library) -> None:
     plain = [look for look in looks if not look.hatch]
     grey = [float(np.dot(to_rgb(look.colour), (0.2126, 0.7152, 0.0722))) for look in plain]
     assert abs(grey[0] - grey[1]) > 0.15
+
+
+def test_gates_on_the_control_are_grey_and_have_their_own_hatch_line_and_marker() -> None:
+    plain = style.look(Method("SFT-control"))
+    for verifier in ("top-k", "spec-k"):
+        gate = style.look(Method("KD + gate", base="KD", setting=(("verifier", verifier),)))
+        grey = style.look(Method("SFT-control + gate", base="SFT-control", setting=(("verifier", verifier),)))
+        assert grey.colour == plain.colour != gate.colour
+        assert (grey.hatch, grey.line, grey.marker) == (gate.hatch, gate.line, gate.marker)
+        assert grey.hatch != plain.hatch
 
 
 def test_landscapes_share_one_scale(drawings: dict[str, Drawing]) -> None:
