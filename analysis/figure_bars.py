@@ -19,7 +19,7 @@ from analysis import figure_dots
 from analysis.fitting import beside, heading, ticks
 from analysis.load import Library, Method
 from analysis.rates import WORDS, Panel, Rate, as_data, grid_of, in_words, judges, panels
-from analysis.style import ERROR, INK, Drawing, Look, Settings, look, point, reach, width
+from analysis.style import ERROR, INK, Drawing, Look, Settings, control, look, point, reach, width
 from analysis.table_ir import number
 from selectkd_eval.errors import InputError
 
@@ -185,10 +185,10 @@ def difference(axis: Axes, x: float, rate: Rate, *, named: bool) -> None:
 def gate_legend(figure: Figure, methods: Sequence[Method], settings: Settings) -> None:
     """What the hatches mean, where a gate is drawn."""
     # Gates on the control have its colour and the gates' hatches.
-    gated = [method for method in methods if method.base and not method.base.startswith("SFT")]
+    gated = [method for method in methods if method.base and not control(method)]
     if not gated:
         return
-    bases = [m for m in methods if m.role == "student" and not m.base and not m.label.startswith("SFT")]
+    bases = [m for m in methods if m.role == "student" and not m.base and not control(m)]
     seen: dict[Look, Patch] = {}
     if bases:
         seen[look(bases[0])] = _patch(bases[0], "without gate")

@@ -17,7 +17,7 @@ import numpy as np
 from analysis.acceptance import TarSet, tar_sets
 from analysis.grid import Grid
 from analysis.load import Library, Measurement, Method
-from analysis.training_curves import held_out_loss, trained_methods
+from analysis.training_curves import by_seed, held_out_loss, side_by_side, trained_methods
 from selectkd_eval import measures
 from selectkd_eval.errors import InputError
 from selectkd_eval.records import Record
@@ -109,9 +109,7 @@ def _trained(records: Sequence[Record], what: str, resamples: int) -> Line | Non
     """
     if what == "alpha" and len(records) == 1 and len(each := measures.validated(records[0].rows, what)) > 1:
         return _estimated({step: terms.estimate(resamples) for step, terms in each.items()})
-    curves = [measures.curve(record.rows, "validation", what) for record in records]
-    found = [dict(zip(at.tolist(), values.tolist(), strict=True)) for at, values in curves if len(at)]
-    return _seeds(found) if found else None
+    return _seeds(by_seed(records, "validation", what))
 
 
 def _checkpoints(library: Library, kind: Literal["passk", "winrate"], name: str, resamples: int) -> Iterator[Progress]:
@@ -156,12 +154,10 @@ def _estimated(points: Mapping[int, Estimate]) -> Line:
 
 def _seeds(found: Sequence[Mapping[Any, float]]) -> Line | None:
     """Mean and band over seeds, each a step to its value, on the steps that all have; None for fewer than two."""
-    steps = sorted(set.intersection(*(set(one) for one in found)))
-    if len(steps) < 2:
+    at, values = side_by_side(found)
+    if len(at) < 2:
         return None
-    values = np.array([[one[step] for step in steps] for one in found])
     mean, count = values.mean(axis=0), len(found)
-    at = np.array(steps, dtype=float)
     if count == 1:
         return Line(at, mean, np.full(len(at), np.nan), np.full(len(at), np.nan), 1, "")
     if count < _FEW:

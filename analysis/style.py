@@ -122,12 +122,13 @@ def look(method: Method) -> Look:
     if method.role != "student":
         return _UNTRAINED[method.role]
     gate = _GATES.get(str(method.get("verifier") or "none"), _GATES["none"])
-    if _control(method):
+    if control(method):
         return gate._replace(colour=_CONTROL.colour) if method.base else _CONTROL
     return gate
 
 
-def _control(method: Method) -> bool:
+def control(method: Method) -> bool:
+    """Whether this is the control that learns from labelled text, or a gate on it."""
     return method.label.startswith("SFT")
 
 
@@ -136,7 +137,7 @@ def looks(methods: Sequence[Method]) -> dict[Method, Look]:
     the line tells the gate; markers are each method's own, for print without colour. The control stays grey.
     """
     found = {method: look(method) for method in methods}
-    shown = [method for method in methods if method.role == "student" and not _control(method)]
+    shown = [method for method in methods if method.role == "student" and not control(method)]
     families = list(dict.fromkeys(method.family for method in shown))
     if len(families) > 1:
         for place, method in enumerate(shown):

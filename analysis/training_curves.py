@@ -7,7 +7,7 @@ the steps that all its seeds have. Nothing is smoothed and nothing drawn here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,17 +47,23 @@ def held_out_loss(groups: dict[Method, list[Record]]) -> tuple[Any, ...]:
 
 def series_of(found: Sequence[Record], event: str, what: str) -> Series | None:
     """Seeds side by side on the steps they all have."""
-    curves = [measures.curve(record.rows, event, what) for record in found]
-    curves = [curve for curve in curves if len(curve[0])]
-    if not curves:
-        return None
-    steps = curves[0][0]
-    for other, _ in curves[1:]:
-        steps = np.intersect1d(steps, other)
-    values = np.stack([value[np.isin(at, steps)] for at, value in curves])
+    curves = by_seed(found, event, what)
+    steps, values = side_by_side(curves)
     if not len(steps):
         return None
     return Series(steps, values.mean(axis=0), values.min(axis=0), values.max(axis=0), len(curves))
+
+
+def by_seed(found: Sequence[Record], event: str, what: str) -> list[dict[float, float]]:
+    """One quantity of every record that has it, each a step to its value."""
+    curves = [measures.curve(record.rows, event, what) for record in found]
+    return [dict(zip(at.tolist(), values.tolist(), strict=True)) for at, values in curves if len(at)]
+
+
+def side_by_side(curves: Sequence[Mapping[Any, float]]) -> tuple[Floats, Floats]:
+    """The steps that all of R curves have, (S,), and the values there, (R, S)."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return np.array(steps, dtype=float), np.array([[one[step] for step in steps] for one in curves])
 
 
 def plain(series: Series) -> dict[str, Any]:

@@ -48,16 +48,16 @@ def automatic(planes: Sequence[Probe], rise: float, vocabulary: int) -> Radius:
     aim = rise
     rungs: tuple[float, ...] = RUNGS
     while rungs:
+        # With the first rungs, for a plane's student may have to be loaded for every turn.
+        first = [] if centres else [(0.0, 0.0)]
         for index, plane in enumerate(planes):
-            points = [(r * x, r * y) for r in rungs for x, y in DIRECTIONS]
-            if index == len(centres):  # in the first turn: a plane's student may have to be loaded for every turn
-                points.insert(0, (0.0, 0.0))
+            points = first + [(r * x, r * y) for r in rungs for x, y in DIRECTIONS]
             losses = plane(points)
             probes += [(index, a, b, loss) for (a, b), loss in zip(points, losses, strict=True)]
-            if index == len(centres):
-                centres.append(losses.pop(0))
+            centres += losses[: len(first)]
+            around = losses[len(first) :]
             for place, r in enumerate(rungs):
-                mine = losses[4 * place : 4 * place + 4]
+                mine = around[4 * place : 4 * place + 4]
                 gain = float(np.mean(mine)) - centres[index]
                 rises[r] = rises.get(r, 0.0) + (gain if math.isfinite(gain) else math.inf) / len(planes)
         room = math.log(vocabulary) - float(np.mean(centres))
